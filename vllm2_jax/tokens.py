@@ -104,3 +104,48 @@ class SpecialIds:
                 "load it with data_pipelines.tokenizer.load_tokenizer, which adds them"
             )
         return cls(bos=bos, eos=eos, padding=padding, **found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """One kind of super link: the routing token (a field of `SpecialIds`), whose queries, for which decoder."""
+
+    token: str
+    bank: str
+    decoder: str
+
+
+LINKS: tuple[Link, ...] = (
+    Link("det", bank="det", decoder="grounding_dino"),
+    Link("grd", bank="det", decoder="grounding_dino"),
+    Link("seg", bank="det", decoder="grounding_dino"),
+    Link("pose", bank="pose", decoder="unipose"),
+    Link("gen", bank="gen", decoder="stable_diffusion"),
+    Link("edit", bank="edit", decoder="instruct_pix2pix"),
+)
+
+# Banks of learned queries, in the order in which their rows stand in the table of all queries.
+PERCEPTION_BANKS = ("det", "pose")
+GENERATION_BANKS = ("gen", "edit")
+BANKS = PERCEPTION_BANKS + GENERATION_BANKS
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryCounts:
+    """Queries of one link: 4 for perception and 64 for generation in the released models."""
+
+    perception: int = 4
+    generation: int = 64
+
+    def of(self, bank: str) -> int:
+        """Queries that a link of this bank has."""
+        return self.perception if bank in PERCEPTION_BANKS else self.generation
+
+    def offset(self, bank: str) -> int:
+        """Row of the bank's first query in the table of all queries."""
+        return sum(self.of(earlier) for earlier in BANKS[: BANKS.index(bank)])
+
+    @property
+    def total(self) -> int:
+        """Rows of the table of all queries."""
+        return sum(self.of(bank) for bank in BANKS)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Super links: learned queries on their way into the language model, and its states on their way out.
+
+A link is a routing token (`[DET]`, `[GEN]`, ...; the table is `vllm2_jax.tokens.LINKS`) followed by query
+columns. Going in, the columns are filled from a bank of learned embeddings: one select over four sources. Coming
+out, a decoder reads the hidden states at those columns: one `take_along_axis`. Both work on any number of links a
+row, decided per column. Source: paper section 3.2, official `modeling_visionllmv2.py` 426-522.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from vllm2_jax.batch import (
+    IGNORE,
+    IMAGE,
+    LINK,
+    REGION,
+    TEXT,
+    Inputs,
+    Links,
+    TaskRows,
+    flatten_groups,
+)
+from vllm2_jax.nn.layers import param
+from vllm2_jax.tokens import BANKS, QueryCounts
+
+
+class QueryBanks(nnx.Module):
+    """The learned queries of all links; `[DET]`, `[GRD]` and `[SEG]` share one bank."""
+
+    def __init__(self, counts: QueryCounts, width: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(
+            1.0
+        )  # PyTorch's default for an embedding, which the official keeps
+        for bank in BANKS:
+            shape = (counts.of(bank), width)
+            setattr(self, bank, param(init, rngs, shape, ("queries", "embed")))
+
+    def table(self, dtype: DTypeLike) -> Float[Array, "Q D"]:
+        """All queries, bank after bank in the order of `BANKS`."""
+        return jnp.concatenate([getattr(self, bank)[...] for bank in BANKS]).astype(dtype)
+
+
+def embed(
+    inputs: Inputs,
+    text: Float[Array, "G R L D"],
+    images: Float[Array, "G I D"],
+    regions: Float[Array, "G N D"],
+    queries: Float[Array, "Q D"],
+) -> Float[Array, "G R L D"]:
+    """Fills every column from its source: text, image tokens, regions or link queries.
+
+    Args:
+      inputs: the maps `source` and `index`.
+      text: token embeddings.
+      images: the I image tokens of each group.
+      regions: the N region vectors of each group.
+      queries: the table of all queries.
+    """
+    x = text
+    for kind, rows in ((IMAGE, images), (REGION, regions)):
+        if rows.shape[1]:
+            x = jnp.where((inputs.source == kind)[..., None], _in_group(rows, inputs, kind), x)
+    query = queries[jnp.where(inputs.source == LINK, inputs.index, 0)]
+    return jnp.where((inputs.source == LINK)[..., None], query, x)
+
+
+def _in_group(rows: Float[Array, "G I D"], inputs: Inputs, kind: int) -> Float[Array, "G R L D"]:
+    """Row `index` of the group's own rows, for every column of this kind (row 0 for the others)."""
+    groups, _, length = inputs.index.shape
+    index = jnp.where(inputs.source == kind, inputs.index, 0).reshape(groups, -1, 1)
+    picked = jnp.take_along_axis(rows, index, axis=1)
+    return picked.reshape(groups, -1, length, rows.shape[-1])
+
+
+def read(hidden: Float[Array, "G r L D"], rows: TaskRows) -> Links:
+    """The states a decoder reads, from the hidden states of one task's rows."""
+    groups, count, links, queries = rows.link_position.shape
+    index = rows.link_position.reshape(groups * count, links * queries, 1)
+    states = jnp.take_along_axis(flatten_groups(hidden), index, axis=1)
+    return Links(
+        states=states.reshape(groups * count, links, queries, hidden.shape[-1]),
+        valid=flatten_groups(rows.link_valid),
+    )
+
+
+def mask_labels(labels: Int[Array, "G r L"], source: Int[Array, "G r L"]) -> Int[Array, "G r L"]:
+    """Labels with every column that is not text ignored: nothing is predicted inside an image or a link.
+
+    The routing token stays a target, so the model learns when to call a decoder.
+    """
+    return jnp.where(source == TEXT, labels, IGNORE)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of array axes, and the rules that map them to mesh axes.
+
+A `Param` says what its axes are (`axes=("embed", "mlp")`), an activation says it through `constrain`. What a
+name means on a mesh is decided outside, by a sharding strategy: a dict from axis name to mesh axis or axes.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
+
+import jax
+from jax.sharding import PartitionSpec
+
+# A name outside this tuple is a typing error somewhere and raises.
+AXES = (
+    "batch",  # groups of rows, or rows once they are flattened
+    "length",  # columns of the language model, or tokens of an image
+    "embed",  # the residual width of any transformer
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "mlp",  # the wide layer of a feed-forward block
+    "vocab",
+    "layers",  # the leading axis of stacked blocks
+    "lora",  # rank of an adapter
+    "queries",  # learned queries of a super link or of a decoder
+    "conv_in",
+    "conv_out",
+)
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+_RULES: contextvars.ContextVar[Rules | None] = contextvars.ContextVar("axis_rules", default=None)
+
+
+@contextlib.contextmanager
+def axis_rules(rules: Rules | None) -> Iterator[None]:
+    """Makes `rules` the ones that `constrain` applies while a program is traced."""
+    token = _RULES.set(rules)
+    try:
+        yield
+    finally:
+        _RULES.reset(token)
+
+
+def check(name: str | None) -> None:
+    """Raises ValueError for a name that is not in `AXES` (None, an unnamed axis, passes)."""
+    if name is not None and name not in AXES:
+        raise ValueError(f"unknown axis name {name!r}; the known ones are {', '.join(AXES)}")
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Pins the sharding of an activation by axis names; without active rules it returns `x` as it is."""
+    if len(names) != x.ndim:
+        raise ValueError(f"{len(names)} axis names {names} for an array of shape {x.shape}")
+    for name in names:
+        check(name)
+    rules = _RULES.get()
+    if rules is None:
+        return x
+    spec = PartitionSpec(*[rules.get(name) if name else None for name in names])
+    return jax.lax.with_sharding_constraint(x, spec)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers every sub-model is built from: NNX layers with named axes and one precision policy.
+
+Parameters are float32 (frozen ones may be stored in bfloat16), products run in `dtype`, norms in float32.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+Axes = tuple[str | None, ...]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
+def param(init: Callable, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
+    """A float32 parameter with named axes; `init(key, shape, dtype)` as in `jax.nn.initializers`."""
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def linear(
+    width_in: int,
+    width_out: int,
+    axes: Axes,
+    *,
+    bias: bool = True,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    init: Callable = nnx.initializers.lecun_normal(),
+) -> nnx.Linear:
+    """A dense layer; `axes` names the two axes of the kernel, the bias takes the second."""
+    return nnx.Linear(
+        width_in,
+        width_out,
+        use_bias=bias,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=init,
+        kernel_metadata={"axes": axes},
+        bias_metadata={"axes": axes[1:]},
+        rngs=rngs,
+    )
+
+
+def patch_conv(
+    channels: int,
+    width: int,
+    patch: int,
+    *,
+    bias: bool,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    axes: Axes = (None, None, None, "embed"),
+) -> nnx.Conv:
+    """A convolution whose stride is its kernel size, `[N, H, W, channels] -> [N, H/patch, W/patch, width]`."""
+    return nnx.Conv(
+        channels,
+        width,
+        kernel_size=(patch, patch),
+        strides=(patch, patch),
+        padding="VALID",
+        use_bias=bias,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_metadata={"axes": axes},
+        bias_metadata={"axes": axes[-1:]},
+        rngs=rngs,
+    )
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer norm over the last axis, in float32, returned in the dtype of its input."""
+
+    def __init__(self, width: int, *, eps: float, rngs: nnx.Rngs, axis: str | None = "embed"):
+        super().__init__(
+            width,
+            epsilon=eps,
+            dtype=jnp.float32,
+            param_dtype=jnp.float32,
+            use_fast_variance=False,  # E[x^2] - E[x]^2 loses the digits that parity needs
+            scale_metadata={"axes": (axis,)},
+            bias_metadata={"axes": (axis,)},
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """Root-mean-square norm over the last axis, in float32, returned in the dtype of its input."""
+
+    def __init__(self, width: int, *, eps: float, rngs: nnx.Rngs, axis: str | None = "embed"):
+        super().__init__(
+            width,
+            epsilon=eps,
+            dtype=jnp.float32,
+            param_dtype=jnp.float32,
+            scale_metadata={"axes": (axis,)},
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repeated blocks as one module with a leading `layers` axis: built by vmap, applied by scan."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+Block = TypeVar("Block", bound=nnx.Module)
+
+# What the backward pass finds stored instead of computing again, by name.
+_POLICIES = jax.checkpoint_policies
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": None,  # store everything: fastest where it fits
+    "full": _POLICIES.nothing_saveable,  # store only the input of each block
+    "dots": _POLICIES.dots_with_no_batch_dims_saveable,  # store matrix products with weights
+    "names": _POLICIES.save_only_these_names("attention_out", "mlp_hidden"),
+    "offload": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["attention_out", "mlp_hidden"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
+def remat_policy(name: str) -> Callable[..., Any] | None:
+    """Looks `name` up in `REMAT`; raises ValueError with the known names."""
+    if name not in REMAT:
+        raise ValueError(f"unknown remat policy {name!r}; choose one of {', '.join(REMAT)}")
+    return REMAT[name]
+
+
+def stack(make: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
+    """`depth` independently initialised copies of one block, every parameter stacked on a new first axis."""
+    return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
+
+
+def run(
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, remat: str = "none"
+) -> tuple[Any, Any]:
+    """Scans `body(carry, x) -> (carry, y)` over the stacked block(s) in `xs`.
+
+    Args:
+      body: applies one block; `x` is one layer's slice of `xs` (a block, or a tuple that starts with one).
+      carry: what flows from block to block, usually the residual stream.
+      xs: a stacked block, alone or in a pytree with other per-layer inputs (a KV cache).
+      remat: a key of `REMAT`.
+
+    Returns:
+      The last carry, and the `y` of every layer stacked on a first axis.
+    """
+    policy = remat_policy(remat)
+    if policy is not None:
+        body = jax.checkpoint(body, policy=policy)
+    return jax.lax.scan(body, carry, xs)
