@@ -111,9 +111,7 @@ def merge(tasks: Sequence[Inputs], tokens_per_tile: int) -> Inputs:
 def split_rows(x: Float[Array, "G R *D"], rows: Sequence[int]) -> list[Float[Array, "G _ *D"]]:
     """Cuts an array of all rows back into those of each task; `rows` are the row counts, in order of `merge`."""
     if sum(rows) != x.shape[1]:
-        raise ValueError(
-            f"row counts {list(rows)} do not add up to the {x.shape[1]} rows of {x.shape}"
-        )
+        raise ValueError(f"row counts {list(rows)} do not add up to the {x.shape[1]} rows of {x.shape}")
     starts = [sum(rows[:i]) for i in range(len(rows))]
     return [x[:, start : start + n] for start, n in zip(starts, rows, strict=True)]
 

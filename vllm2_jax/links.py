@@ -31,9 +31,7 @@ class QueryBanks(nnx.Module):
     """The learned queries of all links; `[DET]`, `[GRD]` and `[SEG]` share one bank."""
 
     def __init__(self, counts: QueryCounts, width: int, *, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(
-            1.0
-        )  # PyTorch's default for an embedding, which the official keeps
+        init = nnx.initializers.normal(1.0)  # PyTorch's default for an embedding, which the official keeps
         for bank in BANKS:
             shape = (counts.of(bank), width)
             setattr(self, bank, param(init, rngs, shape, ("queries", "embed")))

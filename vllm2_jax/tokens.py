@@ -88,9 +88,7 @@ class SpecialIds:
             )
 
     @classmethod
-    def find(
-        cls, lookup: Callable[[str], int | None], *, bos: int, eos: int, padding: int
-    ) -> "SpecialIds":
+    def find(cls, lookup: Callable[[str], int | None], *, bos: int, eos: int, padding: int) -> "SpecialIds":
         """Reads every special token's id with `lookup` (string -> id, or None if unknown).
 
         Raises:
