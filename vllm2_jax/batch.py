@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pytrees that every part agrees on.
 
-A batch is `groups x rows`. Every group holds the same tasks in the same rows, so that a decoder's rows are
-a static slice inside each group: routing adds no collective. All arrays lead with the group axis `G`, the only
-one that is ever split over devices. `r` counts the rows of one task in a group, `R` those of all tasks.
+A batch is `groups x rows`. Every group holds the same tasks in the same rows, so that a decoder's rows
+are a static slice inside each group: routing adds no collective. All arrays lead with the group axis `G`,
+the only one that is ever split over devices. `r` counts the rows of one task in a group, `R` those of all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,7 +74,7 @@ class Links:
     """What a decoder reads: hidden states of the language model at the query columns, after its last norm.
 
     Attributes:
-      states: B rows (groups and rows flattened), K links, Q queries a link, D the width of the language model.
+      states: B rows (groups and rows flattened), K links, Q queries a link, D the language model's width.
       valid: which links exist; the states of the others are those of some other column and mean nothing.
     """
 
@@ -109,7 +109,7 @@ def merge(tasks: Sequence[Inputs], tokens_per_tile: int) -> Inputs:
 
 
 def split_rows(x: Float[Array, "G R *D"], rows: Sequence[int]) -> list[Float[Array, "G _ *D"]]:
-    """Cuts an array of all rows back into those of each task; `rows` are the row counts, in order of `merge`."""
+    """Cuts an array of all rows back into each task's; `rows` are the row counts, in order of `merge`."""
     if sum(rows) != x.shape[1]:
         raise ValueError(f"row counts {list(rows)} do not add up to the {x.shape[1]} rows of {x.shape}")
     starts = [sum(rows[:i]) for i in range(len(rows))]

@@ -2,9 +2,10 @@
 """Super links: learned queries on their way into the language model, and its states on their way out.
 
 A link is a routing token (`[DET]`, `[GEN]`, ...; the table is `vllm2_jax.tokens.LINKS`) followed by query
-columns. Going in, the columns are filled from a bank of learned embeddings: one select over four sources. Coming
-out, a decoder reads the hidden states at those columns: one `take_along_axis`. Both work on any number of links a
-row, decided per column. Source: paper section 3.2, official `modeling_visionllmv2.py` 426-522.
+columns. Going in, the columns are filled from a bank of learned embeddings: one select over four sources.
+Coming out, a decoder reads the hidden states at those columns: one `take_along_axis`. Both work on any
+number of links a row, decided per column. Source: paper section 3.2, official `modeling_visionllmv2.py`
+426-522.
 """
 
 import jax.numpy as jnp

@@ -106,7 +106,7 @@ class SpecialIds:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """One kind of super link: the routing token (a field of `SpecialIds`), whose queries, for which decoder."""
+    """One kind of super link: routing token (a field of `SpecialIds`), bank of its queries, decoder."""
 
     token: str
     bank: str

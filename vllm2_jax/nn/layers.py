@@ -14,6 +14,8 @@ from jaxtyping import Array, Float
 
 Axes = tuple[str | None, ...]
 
+LECUN_NORMAL = nnx.initializers.lecun_normal()
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -34,7 +36,7 @@ def linear(
     bias: bool = True,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
-    init: Callable = nnx.initializers.lecun_normal(),
+    init: Callable = LECUN_NORMAL,
 ) -> nnx.Linear:
     """A dense layer; `axes` names the two axes of the kernel, the bias takes the second."""
     return nnx.Linear(
@@ -60,7 +62,7 @@ def patch_conv(
     rngs: nnx.Rngs,
     axes: Axes = (None, None, None, "embed"),
 ) -> nnx.Conv:
-    """A convolution whose stride is its kernel size, `[N, H, W, channels] -> [N, H/patch, W/patch, width]`."""
+    """A convolution with stride = kernel size, `[N, H, W, channels] -> [N, H/patch, W/patch, width]`."""
     return nnx.Conv(
         channels,
         width,
