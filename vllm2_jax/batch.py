@@ -74,12 +74,13 @@ class Links:
     """What a decoder reads: hidden states of the language model at the query columns, after its last norm.
 
     Attributes:
-      states: B rows (groups and rows flattened), K links, Q queries a link, D the language model's width.
+      states: K links, Q queries a link, D the language model's width; a decoder gets all its rows flattened
+        into one leading axis B.
       valid: which links exist; the states of the others are those of some other column and mean nothing.
     """
 
-    states: Float[Array, "B K Q D"]
-    valid: Bool[Array, "B K"]
+    states: Float[Array, "*B K Q D"]
+    valid: Bool[Array, "*B K"]
 
 
 def merge(tasks: Sequence[Inputs], tokens_per_tile: int) -> Inputs:

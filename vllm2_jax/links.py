@@ -22,7 +22,6 @@ from vllm2_jax.batch import (
     Inputs,
     Links,
     TaskRows,
-    flatten_groups,
 )
 from vllm2_jax.nn.layers import param
 from vllm2_jax.tokens import BANKS, QueryCounts
@@ -75,14 +74,11 @@ def _in_group(rows: Float[Array, "G I D"], inputs: Inputs, kind: int) -> Float[A
 
 
 def read(hidden: Float[Array, "G r L D"], rows: TaskRows) -> Links:
-    """The states a decoder reads, from the hidden states of one task's rows."""
+    """The states a decoder reads, from the hidden states of one task's rows; leading axes G, r."""
     groups, count, links, queries = rows.link_position.shape
-    index = rows.link_position.reshape(groups * count, links * queries, 1)
-    states = jnp.take_along_axis(flatten_groups(hidden), index, axis=1)
-    return Links(
-        states=states.reshape(groups * count, links, queries, hidden.shape[-1]),
-        valid=flatten_groups(rows.link_valid),
-    )
+    index = rows.link_position.reshape(groups, count, links * queries, 1)
+    states = jnp.take_along_axis(hidden, index, axis=2)
+    return Links(states.reshape(groups, count, links, queries, hidden.shape[-1]), rows.link_valid)
 
 
 def mask_labels(labels: Int[Array, "G r L"], source: Int[Array, "G r L"]) -> Int[Array, "G r L"]:

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VisionLLM v2: images -> tokens -> links -> language model -> decoders. The file to read first.
+
+    tiles -- tower (frozen) --+-- bridge ---------- image tokens --+
+                              +-- region encoder -- regions -------+
+    token ids -- embeddings ----------------------- text ----------+-- one select -- language model -- text
+    query banks ----------------------------------- links ---------+                      |
+                                                                        decoders <-- links +
+
+Every task of a batch runs through the trunk together; each decoder then reads the hidden states at its own
+rows' link columns, so its gradient reaches the query banks and the language model.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vllm2_jax import links
+from vllm2_jax.batch import Batch, Inputs, flatten_groups, merge, split_rows
+from vllm2_jax.decoders import DECODERS
+from vllm2_jax.decoders.decoder import Weighted, add
+from vllm2_jax.llm.llama import Llama, LlamaConfig
+from vllm2_jax.llm.loss import cross_entropy
+from vllm2_jax.nn.axes import constrain
+from vllm2_jax.tokens import QueryCounts
+from vllm2_jax.vision import VisionConfig, build_vision
+from vllm2_jax.vision.bridge import Bridge, BridgeConfig
+from vllm2_jax.vision.pixels import normalize
+from vllm2_jax.vision.regions import RegionConfig, RegionEncoder
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and choices of the whole model.
+
+    Attributes:
+      vision: the tower; its class says which one.
+      vision_layer: which of the tower's hidden states feeds the bridge: -2 with CLIP, -1 with InternViT.
+      bridge, regions, llm: the other parts of the trunk.
+      queries: queries of a link.
+      decoders: decoder name -> its own config; absent ones are not built.
+      dtype: precision of products and activations.
+      remat: what the backward pass of "vision" and "llm" keeps; keys of `nn.stack.REMAT`.
+      attention: "xla" or "splash".
+      loss_chunk: columns of logits alive at once in the language-model loss; 0 for all.
+    """
+
+    vision: VisionConfig
+    bridge: BridgeConfig
+    regions: RegionConfig
+    llm: LlamaConfig
+    vision_layer: int = -2
+    queries: QueryCounts = dataclasses.field(default_factory=QueryCounts)
+    decoders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dtype: str = "bfloat16"
+    remat: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"vision": "none", "llm": "none"})
+    attention: str = "xla"
+    loss_chunk: int = 0
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Columns that one tile fills."""
+        return self.bridge.tokens_per_tile(self.vision.tokens)
+
+
+# The region encoder sums the outputs of the tower's last three layers, whatever feeds the bridge.
+REGION_LAYERS = (-3, -2, -1)
+
+
+class VisionLLMv2(nnx.Module):
+    """The whole model. `losses` is training and evaluation; `embed` and `llm` serve generation."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        self.config = config
+        self.vision = build_vision(config.vision, dtype=dtype, remat=config.remat["vision"], rngs=rngs)
+        self.bridge = Bridge(config.bridge, dtype=dtype, rngs=rngs)
+        self.regions = RegionEncoder(config.regions, dtype=dtype, rngs=rngs)
+        self.queries = links.QueryBanks(config.queries, config.llm.width, rngs=rngs)
+        self.llm = Llama(
+            config.llm, dtype=dtype, remat=config.remat["llm"], attention=config.attention, rngs=rngs
+        )
+        self.decoders = nnx.Dict(
+            {
+                name: DECODERS[name](part, link_width=config.llm.width, rngs=rngs)
+                for name, part in config.decoders.items()
+            }
+        )
+
+    def see(
+        self, inputs: Inputs, *, key: jax.Array | None = None
+    ) -> tuple[Float[Array, "G I D"], Float[Array, "G N D"]]:
+        """Image tokens and region vectors of each group, with the tower held fixed.
+
+        Args:
+          inputs: `tiles`, `masks` and `mask_tile` are read.
+          key: draws the sampled form of region pooling; None takes the closed form.
+        """
+        groups, tiles = inputs.tiles.shape[:2]
+        width, dtype = self.config.llm.width, jnp.dtype(self.config.dtype)
+        if tiles == 0:
+            return jnp.zeros((groups, 0, width), dtype), jnp.zeros((groups, 0, width), dtype)
+        pixels = constrain(normalize(inputs.tiles, dtype), "batch", None, None, None, None)
+        layers = (self.config.vision_layer, *REGION_LAYERS)
+        states = self.vision.hidden_states(flatten_groups(pixels), layers)
+        # The tower never learns (official `no_grad`); the class token is dropped everywhere.
+        first, *last = (jax.lax.stop_gradient(state[:, 1:]) for state in states)
+        image_tokens = self.bridge(first).reshape(groups, -1, width)
+
+        count = inputs.masks.shape[1]
+        if count == 0:
+            return image_tokens, jnp.zeros((groups, 0, width), dtype)
+
+        def of_region(x: Array) -> Array:
+            x = x.reshape(groups, tiles, *x.shape[1:])
+            index = inputs.mask_tile.reshape(groups, count, *[1] * (x.ndim - 2))
+            return flatten_groups(jnp.take_along_axis(x, index, axis=1))
+
+        vectors = self.regions(
+            of_region(flatten_groups(pixels)),
+            flatten_groups(inputs.masks),
+            tuple(of_region(state) for state in last),
+            key=key,
+        )
+        return image_tokens, vectors.reshape(groups, count, width)
+
+    def embed(self, inputs: Inputs, *, key: jax.Array | None = None) -> Float[Array, "G R L D"]:
+        """The language model's input: every column filled from its source."""
+        images, regions = self.see(inputs, key=key)
+        text = self.llm.embed_tokens(flatten_groups(inputs.tokens))
+        text = text.reshape(*inputs.tokens.shape, -1)
+        return links.embed(inputs, text, images, regions, self.queries.table(text.dtype))
+
+    def hidden(self, inputs: Inputs, *, key: jax.Array | None = None) -> Float[Array, "G R L D"]:
+        """Hidden states after the last norm: what the head and the decoders read.
+
+        Args:
+          inputs: the rows of one or more tasks (`batch.merge`).
+          key: randomness of training (adapter dropout, sampled regions); None is evaluation.
+        """
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = self.embed(inputs, key=keys[0])
+        hidden = self.llm(
+            flatten_groups(x),
+            positions=flatten_groups(inputs.positions),
+            segments=flatten_groups(inputs.segments),
+            key=keys[1],
+        )
+        return hidden.reshape(x.shape)
+
+    def losses(
+        self, batch: Batch, *, key: jax.Array | None = None
+    ) -> tuple[dict[str, Weighted], dict[str, Weighted]]:
+        """Loss terms of all tasks, one trunk for all.
+
+        Args:
+          batch: task name -> its rows.
+          key: as in `hidden`; decoders get one folded from it.
+
+        Returns:
+          The terms whose means add up to the training loss (`lm`, `<decoder>/<term>`; official: plain sum,
+          weight 1), and values to watch (`<task>/lm`, `<task>/accuracy` of the next token).
+        """
+        tasks = list(batch)
+        inputs = merge([batch[task].inputs for task in tasks], self.config.tokens_per_tile)
+        hidden = self.hidden(inputs, key=key)
+        rows = dict(
+            zip(tasks, split_rows(hidden, [batch[task].labels.shape[1] for task in tasks]), strict=True)
+        )
+        zero = (jnp.zeros(()), jnp.zeros(()))
+        terms: dict[str, Weighted] = {"lm": zero}
+        watch: dict[str, Weighted] = {}
+        for task, states in rows.items():
+            labels = links.mask_labels(batch[task].labels, batch[task].inputs.source)
+            loss, accuracy = cross_entropy(
+                flatten_groups(states), flatten_groups(labels), self.llm.head, chunk=self.config.loss_chunk
+            )
+            terms["lm"] = add(terms["lm"], loss)
+            watch[f"{task}/lm"], watch[f"{task}/accuracy"] = loss, accuracy
+        for name in sorted({name for task in tasks for name in batch[task].targets}):
+            if name not in self.decoders:
+                raise ValueError(
+                    f"the batch has targets for the decoder {name!r}, which this model was built without; "
+                    f"add it to the model's decoders (it has {sorted(self.decoders) or 'none'})"
+                )
+            mine = [task for task in tasks if name in batch[task].targets]
+            found = [(links.read(rows[task], batch[task]), batch[task].targets[name]) for task in mine]
+            states, targets = jax.tree.map(_join_rows, *found)
+            # By name, not by place: a decoder draws the same numbers whatever else is in the batch.
+            own = jax.random.fold_in(jax.random.key(0) if key is None else key, sum(name.encode()))
+            for term, value in self.decoders[name].loss(states, targets, key=own).items():
+                terms[f"{name}/{term}"] = value
+        return terms, watch
+
+
+def _join_rows(*tasks: Array) -> Array:
+    """Rows of several tasks for one decoder, `[G, r, ...] -> [G * sum(r), ...]`, group by group."""
+    return constrain(flatten_groups(jnp.concatenate(tasks, axis=1)), "batch", *[None] * (tasks[0].ndim - 2))
