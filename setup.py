@@ -42,6 +42,7 @@ setup(
             "beartype>=0.19",
             "mypy",
             "pre-commit",
+            "pre-commit-hooks",
             "pytest>=8",
             "pytest-xdist",
             "ruff",

@@ -1,0 +1,38 @@
+# Everything a fresh machine needs is in here: each target sets up .venv first.
+PYTHON ?= python3.11
+VENV := .venv
+PY := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint format golden clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(STAMP): setup.py
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet -e '.[dev,tpu]'
+	touch $@
+
+demo: $(STAMP)  ## train the tiny model on synthetic scenes, evaluate, write runs/demo/report.html
+	$(PY) -m launch.train --config configs/demo.py --workdir runs/demo
+	$(PY) -m launch.evaluate --config configs/demo.py --workdir runs/demo
+
+test: $(STAMP)  ## the whole suite: no network, no accelerator, under 15 minutes on 2 cores
+	$(PY) -m pytest -n 2 -m 'not slow' tests
+
+test-slow: $(STAMP)  ## what the suite leaves out
+	$(PY) -m pytest -m slow tests
+
+lint: $(STAMP)  ## ruff and mypy
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+format: $(STAMP)  ## rewrite the sources in the house style
+	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+golden: $(STAMP)  ## rewrite the golden text files; review them in the diff
+	$(PY) -m tests.golden.update
+
+clean:  ## remove the environment and all runs
+	rm -rf $(VENV) runs
