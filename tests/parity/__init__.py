@@ -1,1 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Golden comparisons: every part yields (name, what we compute, what the official code computed)."""
+
+import dataclasses
+import importlib
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+Case = tuple[str, np.ndarray, np.ndarray]
+
+# The golden files' own statement: float32 with highest matmul precision, relative to max(1, max|x|).
+ACTIVATION_TOLERANCE = 3e-5
+GRADIENT_TOLERANCE = 1e-4
+
+
+def _part(module: str) -> Callable[[pathlib.Path], Iterator[Case]]:
+    def cases(goldens: pathlib.Path) -> Iterator[Case]:
+        yield from importlib.import_module(f"tests.parity.{module}").cases(goldens)
+
+    return cases
+
+
+# Component -> part -> cases. Parts are imported when they run, so that one missing extra hides no other.
+COMPONENTS: dict[str, dict[str, Callable[[pathlib.Path], Iterator[Case]]]] = {
+    "core": {
+        name: _part(name)
+        for name in (
+            "clip",
+            "internvit",
+            "connectors",
+            "regions",
+            "internlm2",
+            "lora",
+            "full",
+            "generation",
+            "images",
+            "text",
+        )
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One tensor's error: the largest difference, and the tolerance times max(1, largest value)."""
+
+    name: str
+    error: float
+    scale: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """NaN fails."""
+        return self.error <= self.tolerance * max(1.0, self.scale)
+
+    def __str__(self) -> str:
+        verdict = "ok  " if self.ok else "FAIL"
+        return f"{verdict} {self.name:<72} max|d| {self.error:.2e}  max|x| {self.scale:.3g}"
+
+
+def compare(name: str, got: np.ndarray, want: np.ndarray) -> Comparison:
+    """Whole numbers have to be equal, gradients agree to 1e-4 of their own size, the rest to 3e-5."""
+    got, want = np.asarray(got), np.asarray(want)
+    if got.shape != want.shape:
+        return Comparison(f"{name} {got.shape} != {want.shape}", float("nan"), 0.0, 0.0)
+    exact = want.dtype.kind in "iub"
+    error = np.abs(got.astype(np.float64) - want.astype(np.float64)).max(initial=0.0)
+    scale = np.abs(want.astype(np.float64)).max(initial=0.0)
+    if exact:
+        return Comparison(name, float(error), float(scale), 0.0)
+    tolerance = GRADIENT_TOLERANCE if "grad" in name else ACTIVATION_TOLERANCE
+    return Comparison(name, float(error), float(scale), tolerance)
