@@ -82,8 +82,9 @@ def read(hidden: Float[Array, "G r L D"], rows: TaskRows) -> Links:
 
 
 def mask_labels(labels: Int[Array, "G r L"], source: Int[Array, "G r L"]) -> Int[Array, "G r L"]:
-    """Labels with every column that is not text ignored: nothing is predicted inside an image or a link.
+    """Labels with the query columns ignored: nothing is predicted inside a link.
 
-    The routing token stays a target, so the model learns when to call a decoder.
+    The routing token stays a target, so the model learns when to call a decoder; the token after a link is
+    predicted from its last query. Image columns are ignored by the collator already.
     """
-    return jnp.where(source == TEXT, labels, IGNORE)
+    return jnp.where(source == LINK, IGNORE, labels)

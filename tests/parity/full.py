@@ -74,7 +74,7 @@ def _one(folder: pathlib.Path, name: str, data: dict[str, np.ndarray]) -> Iterat
     yield "logits", logits[:, -tail.shape[1] :][keep], tail[keep]
 
     labels = links.mask_labels(jnp.asarray(data["labels"])[None], inputs.source)
-    yield "labels after masking", np.asarray(labels)[0], _canonical(data["labels_after"], inputs)
+    yield "labels after masking", np.asarray(labels)[0], data["labels_after"]
     if name == "full_mismatch" or "sample_points_rc" in data:
         return  # the official loss is multiplied by 0; or the region pooling was drawn at random
 
@@ -140,8 +140,3 @@ def _sampled_regions(model, inputs, data) -> jax.Array:
 def _no_links(inputs) -> tuple[np.ndarray, np.ndarray]:
     groups, rows = inputs.tokens.shape[:2]
     return np.zeros((groups, rows, 0, 1), np.int32), np.zeros((groups, rows, 0), bool)
-
-
-def _canonical(labels: np.ndarray, inputs) -> np.ndarray:
-    """The official labels after masking, with image columns ignored as ours are."""
-    return np.where(np.asarray(inputs.source)[0] == 0, labels, -100)
