@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The train state, and how it comes to lie on a mesh: abstract, then sharded, then loaded, then split."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int
+
+from vllm2_jax.sharding.partition import placements, shardings, with_shardings
+from vllm2_jax.sharding.strategies import Strategy
+from vllm2_jax.train.optimizer import Groups, multipliers, trained
+
+
+@struct.dataclass
+class TrainState:
+    """All that a training run is, besides its code, its config and its data iterator.
+
+    Attributes:
+      step: updates done so far, skipped ones included.
+      params: what is trained.
+      frozen: what is not: no gradient, no moments; may be stored in bfloat16.
+      opt_state: of the optax transformation, laid out like `params`.
+    """
+
+    step: Int[Array, ""]
+    params: nnx.State
+    frozen: nnx.State
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything about a train state but its numbers.
+
+    Attributes:
+      make_model: builds the model; pure, so that tracing it costs no memory.
+      graphdef: what `nnx.merge(graphdef, params, frozen)` needs to give the model back.
+      abstract: a `TrainState` of `ShapeDtypeStruct`s that carry their shardings.
+      shardings: a `TrainState` of shardings, for `out_shardings`.
+      model_shardings: of the whole model, before it is split.
+      fallbacks: array axes that a rule wanted split and that do not divide, as "path: axis: size over mesh
+        axis".
+      tx, groups, frozen_dtype: as given to `plan`.
+    """
+
+    make_model: Callable[[], nnx.Module]
+    graphdef: nnx.GraphDef
+    abstract: TrainState
+    shardings: TrainState
+    model_shardings: nnx.Module
+    fallbacks: tuple[str, ...]
+    tx: optax.GradientTransformation
+    groups: Groups
+    frozen_dtype: DTypeLike | None
+
+
+def plan(
+    make_model: Callable[[], nnx.Module],
+    tx: optax.GradientTransformation,
+    groups: Groups,
+    mesh: Mesh,
+    strategy: Strategy,
+    *,
+    frozen_dtype: DTypeLike | None = None,
+) -> Plan:
+    """Works out shapes and shardings of a run; allocates nothing.
+
+    Args:
+      make_model: builds the model, `lambda: VisionLLMv2(config, rngs=nnx.Rngs(seed))`.
+      tx: `optimizer.make_tx(...)`.
+      groups: what is trained, see `optimizer.Groups`.
+      mesh, strategy: where things go; `mesh` is made from `strategy`.
+      frozen_dtype: dtype frozen floats are stored in; None keeps float32.
+
+    Raises:
+      ValueError: the table of groups does not fit the model, or a parameter's axes do not fit the rules.
+    """
+    model = jax.eval_shape(make_model)
+    multipliers(model, groups)  # raises unless the table fits
+    graphdef, params, frozen = nnx.split(model, trained(groups), ...)
+    frozen = jax.eval_shape(lambda tree: _cast(tree, frozen_dtype), frozen)
+    opt_state = jax.eval_shape(tx.init, params)
+    rules = strategy.rules
+    where = TrainState(
+        step=NamedSharding(mesh, P()),
+        params=shardings(params, mesh, rules),
+        frozen=shardings(frozen, mesh, rules),
+        opt_state=shardings(opt_state, mesh, strategy.optimizer_rules),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    abstract = TrainState(step=step, params=params, frozen=frozen, opt_state=opt_state)
+    return Plan(
+        make_model=make_model,
+        graphdef=graphdef,
+        abstract=with_shardings(abstract, where),
+        shardings=where,
+        model_shardings=shardings(model, mesh, rules),
+        fallbacks=tuple(
+            f"{leaf.path}: {reason}" for leaf in placements(model, mesh, rules) for reason in leaf.fallbacks
+        ),
+        tx=tx,
+        groups=groups,
+        frozen_dtype=frozen_dtype,
+    )
+
+
+def create(plan: Plan, load: Callable[[nnx.Module], nnx.Module] | None = None) -> TrainState:
+    """A fresh train state, every array born on the devices that keep it.
+
+    Args:
+      plan: of the run.
+      load: replaces parameters of the sharded, randomly initialised model by converted ones.
+    """
+    model = jax.jit(plan.make_model, out_shardings=plan.model_shardings)()
+    if load is not None:
+        model = load(model)
+    _, params, frozen = nnx.split(model, trained(plan.groups), ...)
+    del model
+    if plan.frozen_dtype is not None:
+        cast = jax.jit(lambda tree: _cast(tree, plan.frozen_dtype), out_shardings=plan.shardings.frozen)
+        frozen = cast(frozen)
+    # Without out_shardings the moments would all land on one device.
+    opt_state = jax.jit(plan.tx.init, out_shardings=plan.shardings.opt_state)(params)
+    step = jax.device_put(jnp.zeros((), jnp.int32), plan.shardings.step)
+    return TrainState(step=step, params=params, frozen=frozen, opt_state=opt_state)
+
+
+def _cast(tree: nnx.State, dtype: DTypeLike | None) -> nnx.State:
+    """Floats of `tree` in another dtype; None leaves all as they are."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
