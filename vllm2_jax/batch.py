@@ -9,7 +9,9 @@ the only one that is ever split over devices. `r` counts the rows of one task in
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -17,6 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 TEXT, IMAGE, REGION, LINK = range(4)
 
 IGNORE = -100  # label of a column that is not to be predicted
+
+# The host fills these structures with numpy arrays, compilation without a batch with shapes.
+Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 @struct.dataclass
@@ -36,14 +41,14 @@ class Inputs:
       mask_tile: the tile (row of `tiles`) each region lies on.
     """
 
-    tokens: Int[Array, "G R L"]
-    source: Int[Array, "G R L"]
-    index: Int[Array, "G R L"]
-    positions: Int[Array, "G R L"]
-    segments: Int[Array, "G R L"]
-    tiles: UInt8[Array, "G T S S 3"] | Float[Array, "G T S S 3"]
-    masks: UInt8[Array, "G N S S"]
-    mask_tile: Int[Array, "G N"]
+    tokens: Int[Leaf, "G R L"]
+    source: Int[Leaf, "G R L"]
+    index: Int[Leaf, "G R L"]
+    positions: Int[Leaf, "G R L"]
+    segments: Int[Leaf, "G R L"]
+    tiles: UInt8[Leaf, "G T S S 3"] | Float[Leaf, "G T S S 3"]
+    masks: UInt8[Leaf, "G N S S"]
+    mask_tile: Int[Leaf, "G N"]
 
 
 @struct.dataclass
@@ -60,9 +65,9 @@ class TaskRows:
     """
 
     inputs: Inputs
-    labels: Int[Array, "G r L"]
-    link_position: Int[Array, "G r K Q"]
-    link_valid: Bool[Array, "G r K"]
+    labels: Int[Leaf, "G r L"]
+    link_position: Int[Leaf, "G r K Q"]
+    link_valid: Bool[Leaf, "G r K"]
     targets: dict[str, Any]
 
 
