@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder-only transformer of Llama, Vicuna and InternLM2: one skeleton, told apart by its config.
+
+Pre-norm blocks with RMS norms, rotary positions, grouped-query attention and a gated SiLU feed-forward,
+scanned over a leading `layers` axis. InternLM2 differs in the names and the packing of its checkpoint
+(`convert/internlm2.py`), in optional biases and in its rotary scaling.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from vllm2_jax.llm import lora
+from vllm2_jax.llm.cache import KVCache
+from vllm2_jax.llm.lora import ATTENTION, PROJECTIONS, LoRA, LoRAConfig
+from vllm2_jax.nn.attention import attention
+from vllm2_jax.nn.axes import constrain
+from vllm2_jax.nn.layers import Axes, RMSNorm, param
+from vllm2_jax.nn.rope import RopeConfig, rotate, rotation
+from vllm2_jax.nn.stack import run, stack
+
+INIT = nnx.initializers.normal(0.02)  # of every kernel and embedding, as in the official configs
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a language model. The defaults are those of Vicuna-7B with the 26 special tokens.
+
+    Attributes:
+      vocab: rows of the embedding and columns of the head, which are not tied.
+      width, depth, mlp: residual width, blocks, width of the feed-forward layer.
+      heads, kv_heads: query heads, and the key and value heads that groups of them share.
+      rms_eps: epsilon of the norms.
+      rope: positions.
+      qkv_bias, out_bias: biases on the attention's projections (InternLM2's `bias` sets both).
+      lora: adapters, or None for none.
+    """
+
+    vocab: int = 32_026
+    width: int = 4096
+    depth: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    mlp: int = 11_008
+    rms_eps: float = 1e-5
+    rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
+    qkv_bias: bool = False
+    out_bias: bool = False
+    lora: LoRAConfig | None = None
+
+    def __post_init__(self):
+        if self.width % self.heads or self.head_dim % 2 or self.heads % self.kv_heads:
+            raise ValueError(
+                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: the width must be a "
+                "multiple of the heads with an even quotient, and the heads a multiple of the kv_heads"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.width // self.heads
+
+
+class Projection(nnx.Module):
+    """A dense layer between axes of any number: `kernel` [*inputs, *outputs], with an adapter if targeted."""
+
+    def __init__(
+        self,
+        name: str,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        axes: Axes,
+        *,
+        bias: bool = False,
+        adapter: LoRAConfig | None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        n = len(inputs)
+        self.kernel = param(INIT, rngs, (*inputs, *outputs), axes)
+        self.bias = param(nnx.initializers.zeros, rngs, outputs, axes[n:]) if bias else None
+        adapted = adapter is not None and adapter.adapts(name)
+        self.lora = LoRA(adapter, inputs, outputs, axes, dtype=dtype, rngs=rngs) if adapted else None
+        self.inputs, self.dtype = n, dtype
+
+    def __call__(self, x: Float[Array, "B T *I"], key: jax.Array | None = None) -> Float[Array, "B T *O"]:
+        """Contracts the last axes of `x`; a key switches the adapter's dropout on."""
+        y = jnp.tensordot(x, self.kernel[...].astype(self.dtype), self.inputs)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)
+        return y if self.lora is None else y + self.lora(x, key)
+
+
+class Attention(nnx.Module):
+    """The projections of grouped-query attention; who sees whom is decided by the caller of `Block`."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        d, hd = config.width, config.head_dim
+        kinds = {"adapter": config.lora, "dtype": dtype, "rngs": rngs}
+        grouped: Axes = ("embed", "kv_heads", "head_dim")
+        self.q = Projection(
+            "q", (d,), (config.heads, hd), ("embed", "heads", "head_dim"), bias=config.qkv_bias, **kinds
+        )
+        self.k = Projection("k", (d,), (config.kv_heads, hd), grouped, bias=config.qkv_bias, **kinds)
+        self.v = Projection("v", (d,), (config.kv_heads, hd), grouped, bias=config.qkv_bias, **kinds)
+        self.out = Projection(
+            "out", (config.heads, hd), (d,), ("heads", "head_dim", "embed"), bias=config.out_bias, **kinds
+        )
+
+
+class Mlp(nnx.Module):
+    """The projections of the gated feed-forward layer."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        d, wide = (config.width,), (config.mlp,)
+        kinds = {"adapter": config.lora, "dtype": dtype, "rngs": rngs}
+        self.gate = Projection("gate", d, wide, ("embed", "mlp"), **kinds)
+        self.up = Projection("up", d, wide, ("embed", "mlp"), **kinds)
+        self.down = Projection("down", wide, d, ("mlp", "embed"), **kinds)
+
+
+# From queries, keys and values (rotated) to the attended values, and whatever the caller wants kept.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+class Block(nnx.Module):
+    """One layer."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.input_norm = RMSNorm(config.width, eps=config.rms_eps, rngs=rngs)
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.post_norm = RMSNorm(config.width, eps=config.rms_eps, rngs=rngs)
+        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos: Float[Array, "B T half"],
+        sin: Float[Array, "B T half"],
+        attend: Attend,
+        key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Applies attention and feed-forward; returns the residual stream and what `attend` kept."""
+        keys = dict.fromkeys(PROJECTIONS)
+        if key is not None:
+            keys = dict(zip(PROJECTIONS, jax.random.split(key, len(PROJECTIONS)), strict=True))
+        a, m = self.attention, self.mlp
+        h = self.input_norm(x)
+        q, k, v = a.q(h, keys["q"]), a.k(h, keys["k"]), a.v(h, keys["v"])
+        h, kept = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        x = x + a.out(checkpoint_name(h, "attention_out"), keys["out"])
+        h = self.post_norm(x)
+        h = jax.nn.silu(m.gate(h, keys["gate"])) * m.up(h, keys["up"])
+        x = x + m.down(checkpoint_name(h, "mlp_hidden"), keys["down"])
+        # The residual width stays whole on every device, whatever shards the kernels' "embed" axis.
+        return constrain(x, "batch", "length", None), kept
+
+
+class Llama(nnx.Module):
+    """The language model, from embedded columns to hidden states after the last norm."""
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        dtype: DTypeLike,
+        remat: str = "none",
+        attention: str = "xla",
+        rngs: nnx.Rngs,
+    ):
+        """`remat` is a key of `nn.stack.REMAT`, `attention` one of `nn.attention.IMPLEMENTATIONS`."""
+        self.config, self.dtype, self.remat, self.implementation = config, dtype, remat, attention
+        self.embed = param(INIT, rngs, (config.vocab, config.width), ("vocab", "embed"))
+        self.layers = stack(lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.depth, rngs)
+        self.norm = RMSNorm(config.width, eps=config.rms_eps, rngs=rngs)
+        self.head = param(INIT, rngs, (config.width, config.vocab), ("embed", "vocab"))
+
+    def embed_tokens(self, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Rows of the embedding table."""
+        return self.embed[...].astype(self.dtype)[ids]
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Scores of the next token, summed and returned in float32."""
+        return project_to_vocab(hidden, self.head[...])
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        *,
+        positions: Int[Array, "B L"],
+        segments: Int[Array, "B L"],
+        key: jax.Array | None = None,
+    ) -> Float[Array, "B L D"]:
+        """Hidden states of whole rows, after the last norm.
+
+        Args:
+          x: embedded columns.
+          positions: rotary position of each column.
+          segments: a column sees itself and the earlier ones of its segment; 0 is padding.
+          key: randomness of adapter dropout; None switches it off.
+        """
+        return self._whole(x, positions, segments, key, keep=False)[0]
+
+    def prefill(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """As calling the model, and fills the first T columns of the cache."""
+        hidden, (k, v) = self._whole(x, positions, segments, None, keep=True)
+        return hidden, cache.fill(k, v)
+
+    def step(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"],
+        cache: KVCache,
+        column: Int[Array, ""],
+        visible: Bool[Array, "B T S"],
+        lengths: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Hidden states of T new columns that see the cache, and the cache with them in it.
+
+        Args:
+          x: embedded columns, the same number for each row.
+          positions: their rotary positions.
+          cache: S columns.
+          column: where in the cache the first new column goes.
+          visible: which columns of the cache, the new ones among them, each new column sees.
+          lengths: columns each row has after the step; matters to dynamic rotary scaling only.
+        """
+        cos, sin = rotation(self.config.rope, positions, self.config.head_dim, lengths)
+
+        def body(carry, xs):
+            x, cache = carry
+            block, layer = xs
+
+            def attend(q, k, v):
+                grown = cache.write(layer, column, k, v)
+                return attention(q, *grown.layer(layer), mask=visible), grown
+
+            return block(x, cos, sin, attend), None
+
+        carry = (x.astype(self.dtype), cache)
+        (x, cache), _ = run(body, carry, (self.layers, jnp.arange(self.config.depth)))
+        return self.norm(x), cache
+
+    def merged(self) -> "Llama":
+        """The same model with its adapters added to the kernels, and none left."""
+        copy = jax.tree.map(lambda leaf: leaf, self)  # new Params, so that this model keeps its own
+        copy.config = dataclasses.replace(self.config, lora=None)
+        for name in PROJECTIONS:
+            projection = getattr(copy.layers.attention if name in ATTENTION else copy.layers.mlp, name)
+            if projection.lora is not None:
+                a, b = projection.lora.a[...], projection.lora.b[...]
+                projection.kernel[...] = lora.fold(projection.kernel[...], a, b, self.config.lora.scale)
+                projection.lora = None
+        return copy
+
+    def _whole(self, x, positions, segments, key, *, keep: bool):
+        """Whole rows; with `keep`, also the stacked keys and values of all layers."""
+        cos, sin = rotation(self.config.rope, positions, self.config.head_dim)
+        keys = None if key is None else jax.random.split(key, self.config.depth)
+
+        def attend(q, k, v):
+            h = attention(q, k, v, causal=True, segments=segments, impl=self.implementation)
+            return h, ((k, v) if keep else None)
+
+        def body(x, xs):
+            block, key = xs
+            return block(x, cos, sin, attend, key)
+
+        x = constrain(x.astype(self.dtype), "batch", "length", None)
+        x, kept = run(body, x, (self.layers, keys), remat=self.remat)
+        return self.norm(x), kept
+
+
+def project_to_vocab(hidden: Float[Array, "*B D"], head: Float[Array, "D V"]) -> Float[Array, "*B V"]:
+    """Logits: the product in the dtype of the hidden states, the sum in float32."""
+    return jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
