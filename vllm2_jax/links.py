@@ -18,7 +18,6 @@ from vllm2_jax.batch import (
     IMAGE,
     LINK,
     REGION,
-    TEXT,
     Inputs,
     Links,
     TaskRows,
