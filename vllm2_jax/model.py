@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """VisionLLM v2: images -> tokens -> links -> language model -> decoders. The file to read first.
 
-    tiles -- tower (frozen) --+-- bridge ---------- image tokens --+
+    tiles -- tower -----------+-- bridge ---------- image tokens --+
                               +-- region encoder -- regions -------+
     token ids -- embeddings ----------------------- text ----------+-- one select -- language model -- text
     query banks ----------------------------------- links ---------+                      |
@@ -95,7 +95,10 @@ class VisionLLMv2(nnx.Module):
     def see(
         self, inputs: Inputs, *, key: jax.Array | None = None
     ) -> tuple[Float[Array, "G I D"], Float[Array, "G N D"]]:
-        """Image tokens and region vectors of each group, with the tower held fixed.
+        """Image tokens and region vectors of each group.
+
+        The official code runs the tower without gradient. Here the freeze table does that: parameters that
+        are not differentiated, and all that only they lead to, cost nothing in the backward pass.
 
         Args:
           inputs: `tiles`, `masks` and `mask_tile` are read.
@@ -108,8 +111,7 @@ class VisionLLMv2(nnx.Module):
         pixels = constrain(normalize(inputs.tiles, dtype), "batch", None, None, None, None)
         layers = (self.config.vision_layer, *REGION_LAYERS)
         states = self.vision.hidden_states(flatten_groups(pixels), layers)
-        # The tower never learns (official `no_grad`); the class token is dropped everywhere.
-        first, *last = (jax.lax.stop_gradient(state[:, 1:]) for state in states)
+        first, *last = (state[:, 1:] for state in states)  # the class token is dropped everywhere
         image_tokens = self.bridge(first).reshape(groups, -1, width)
 
         count = inputs.masks.shape[1]

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from vllm2_jax.sharding.partition import is_variable, path_name
 
@@ -121,10 +120,10 @@ def make_tx(config: OptimizerConfig) -> optax.GradientTransformation:
     does not shift it.
     """
 
-    def decays(params: nnx.State) -> Any:
+    def decays(params: PyTree) -> Any:
         return _by_path(params, lambda path: re.search(config.no_decay, path) is None)
 
-    def scale(updates: nnx.State, params: nnx.State) -> nnx.State:
+    def scale(updates: PyTree, params: PyTree) -> PyTree:
         del params
         factors = _by_path(updates, lambda path: _multiplier(config.groups, path))
         return jax.tree.map(lambda update, factor: update * factor, updates, factors)
@@ -139,7 +138,7 @@ def make_tx(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def apply(params: nnx.State, updates: nnx.State, learning_rate: Float[Array, ""]) -> nnx.State:
+def apply(params: PyTree, updates: PyTree, learning_rate: Float[Array, ""]) -> PyTree:
     """`params - learning_rate * updates`, in float32, in the dtype of the parameters."""
     return jax.tree.map(
         lambda p, u: (p - learning_rate * u.astype(jnp.float32)).astype(p.dtype), params, updates
@@ -150,7 +149,7 @@ def _multiplier(groups: Groups, path: str) -> float:
     return next(value for pattern, value in groups if re.search(pattern, path))
 
 
-def _by_path(tree: nnx.State, value: Callable[[str], Any]) -> Any:
+def _by_path(tree: PyTree, value: Callable[[str], Any]) -> Any:
     """A tree like `tree` whose arrays are replaced by `value(path)`."""
 
     def one(path, leaf):

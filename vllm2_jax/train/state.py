@@ -3,7 +3,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from flax import nnx, struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int
+from jaxtyping import PyTree
 
 from vllm2_jax.sharding.partition import placements, shardings, with_shardings
 from vllm2_jax.sharding.strategies import Strategy
@@ -23,17 +22,19 @@ from vllm2_jax.train.optimizer import Groups, multipliers, trained
 class TrainState:
     """All that a training run is, besides its code, its config and its data iterator.
 
+    The same structure holds arrays, their shapes or their shardings, so the fields are typed as pytrees.
+
     Attributes:
-      step: updates done so far, skipped ones included.
+      step: updates done so far, skipped ones included; an int32 scalar.
       params: what is trained.
       frozen: what is not: no gradient, no moments; may be stored in bfloat16.
       opt_state: of the optax transformation, laid out like `params`.
     """
 
-    step: Int[Array, ""]
-    params: nnx.State
-    frozen: nnx.State
-    opt_state: Any
+    step: PyTree
+    params: PyTree
+    frozen: PyTree
+    opt_state: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ def create(plan: Plan, load: Callable[[nnx.Module], nnx.Module] | None = None) -
     return TrainState(step=step, params=params, frozen=frozen, opt_state=opt_state)
 
 
-def _cast(tree: nnx.State, dtype: DTypeLike | None) -> nnx.State:
+def _cast(tree: PyTree, dtype: DTypeLike | None) -> PyTree:
     """Floats of `tree` in another dtype; None leaves all as they are."""
     if dtype is None:
         return tree

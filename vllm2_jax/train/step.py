@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vllm2_jax.batch import Batch
 from vllm2_jax.decoders.decoder import Weighted, add
@@ -58,17 +58,23 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        parts = [{task: rows} for task, rows in batch.items()] if schedule == "by_task" else [dict(batch)]
-        parts = [_slices(part, accumulate) for part in parts]
 
         def run(params, part, key):
             return nnx.merge(graphdef, params, state.frozen).losses(part, key=key)
 
-        whole = len(parts) == accumulate == 1
-        weights = None if whole else _count(functools.partial(run, state.params), parts, key)
-        loss, outputs, grads = _gradients(run, state.params, parts, weights, key)
+        def loss_of(params):
+            losses, metrics = run(params, dict(batch), key)
+            return _total(losses, _weights(losses)), losses | metrics
 
-        norm = optax.global_norm(grads)
+        if schedule == "mixed" and accumulate == 1:
+            (loss, outputs), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        else:
+            by_task = schedule == "by_task"
+            parts = [{task: rows} for task, rows in batch.items()] if by_task else [dict(batch)]
+            parts = [_slices(part, accumulate) for part in parts]
+            loss, outputs, grads = _gradients(run, state.params, parts, key)
+
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         rate = learning_rate(state.step)
@@ -109,15 +115,19 @@ def _total(losses: Metrics, weights: dict[str, Float[Array, ""]]) -> Float[Array
     return sum(value / jnp.maximum(weights[name], 1) for name, (value, _) in losses.items())
 
 
-def _slices(part: Any, count: int) -> Any:
-    """`[G, ...] -> [count, G / count, ...]`, neighbours apart, so that no group leaves its batch shard."""
+def _slices(part: Batch, count: int) -> tuple[list[Array], Any]:
+    """`[G, ...] -> [count, G / count, ...]`, neighbours apart, so that no group leaves its batch shard.
+
+    Flattened (leaves, treedef): with one more axis they are no batch, and the batch's shape checks say so.
+    """
 
     def split(x: Array) -> Array:
         if x.shape[0] % count:
             raise ValueError(f"{x.shape[0]} groups do not split into accumulate={count} slices")
         return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
-    return jax.tree.map(split, part)
+    leaves, treedef = jax.tree.flatten(part)
+    return [split(leaf) for leaf in leaves], treedef
 
 
 def _sum(a: Metrics, b: Metrics) -> Metrics:
@@ -125,49 +135,42 @@ def _sum(a: Metrics, b: Metrics) -> Metrics:
     return {name: add(a[name], b[name]) if name in a and name in b else (a | b)[name] for name in a | b}
 
 
-def _count(run: Callable, parts: list[Any], key: Array) -> dict[str, Float[Array, ""]]:
+def _count(run: Callable, parts: list[tuple[list[Array], Any]], key: Array) -> dict[str, Float[Array, ""]]:
     """Weight of every loss over all parts."""
     total: dict[str, Float[Array, ""]] = {}
-    for part in parts:
-        _, weights = jax.lax.scan(lambda _, piece: (None, _weights(run(piece, key)[0])), None, part)
+    for leaves, treedef in parts:
+
+        def body(_, piece, treedef=treedef):
+            return None, _weights(run(jax.tree.unflatten(treedef, piece), key)[0])
+
+        _, weights = jax.lax.scan(body, None, leaves)
         for name, weight in weights.items():
             total[name] = total.get(name, 0) + weight.sum()
     return total
 
 
 def _gradients(
-    run: Callable,
-    params: nnx.State,
-    parts: list[Any],
-    weights: dict[str, Float[Array, ""]] | None,
-    key: Array,
-) -> tuple[Float[Array, ""], Metrics, nnx.State]:
-    """Total loss, all losses and metrics, and the gradient, added up over parts and their slices.
-
-    `weights` are those of the whole batch; None says that there is only one part with one slice.
-    """
+    run: Callable, params: PyTree, parts: list[tuple[list[Array], Any]], key: Array
+) -> tuple[Float[Array, ""], Metrics, PyTree]:
+    """Total loss, all losses and metrics, and the gradient, added up over parts and their slices."""
+    weights = _count(functools.partial(run, params), parts, key)
 
     def loss_of(params, piece, key):
         losses, metrics = run(params, piece, key)
-        loss = _total(losses, _weights(losses) if weights is None else weights)
-        return loss, losses | metrics
-
-    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
-    if weights is None:
-        (loss, outputs), grads = value_and_grad(params, jax.tree.map(lambda x: x[0], parts[0]), key)
-        return loss, outputs, grads
+        return _total(losses, weights), losses | metrics
 
     loss, outputs = jnp.zeros(()), {}
     grads = jax.tree.map(jnp.zeros_like, params)
-    for number, part in enumerate(parts):
+    for number, (leaves, treedef) in enumerate(parts):
 
-        def body(carry, xs):
+        def body(carry, xs, treedef=treedef):
             piece, key = xs
-            (loss, more), new = value_and_grad(params, piece, key)
+            value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+            (loss, more), new = value_and_grad(params, jax.tree.unflatten(treedef, piece), key)
             return jax.tree.map(jnp.add, carry, (loss, new)), more
 
-        keys = jax.random.split(jax.random.fold_in(key, number), jax.tree.leaves(part)[0].shape[0])
+        keys = jax.random.split(jax.random.fold_in(key, number), leaves[0].shape[0])
         # A scan, also over one slice: the next part cannot start, and claim memory, before this one is added.
-        (loss, grads), stacked = jax.lax.scan(body, (loss, grads), (part, keys))
+        (loss, grads), stacked = jax.lax.scan(body, (loss, grads), (leaves, keys))
         outputs = _sum(outputs, jax.tree.map(lambda x: x.sum(0), stacked))
     return loss, outputs, grads
