@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The train step: strategies, schedules and accumulation agree; what is not finite is left out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.train.small import make_batch, make_small
+from vllm2_jax.nn.axes import axis_rules
+from vllm2_jax.sharding.mesh import find_strategy, make_mesh
+from vllm2_jax.sharding.partition import global_batch
+from vllm2_jax.sharding.strategies import STRATEGIES
+from vllm2_jax.train.optimizer import OptimizerConfig, make_schedule, make_tx
+from vllm2_jax.train.state import create, plan
+from vllm2_jax.train.step import make_eval_step, make_train_step
+
+GROUPS = [("^embed$", None), ("^box/", 2.0), (".*", 1.0)]
+CONFIG = OptimizerConfig(groups=GROUPS, steps=10, peak=1e-2, warmup_steps=0, weight_decay=0.1)
+
+
+def train(strategy_name: str, batches: list, **options):
+    """Parameters and metrics after one step a batch."""
+    strategy = find_strategy(strategy_name)
+    mesh = make_mesh(strategy)
+    with jax.set_mesh(mesh), axis_rules(strategy.activation_rules):
+        run = plan(make_small, make_tx(CONFIG), GROUPS, mesh, strategy)
+        state = create(run)
+        step = jax.jit(
+            make_train_step(run.graphdef, run.tx, make_schedule(CONFIG), seed=0, **options),
+            donate_argnums=0,
+            out_shardings=(run.shardings, None),
+        )
+        metrics = []
+        for batch in batches:
+            state, more = step(state, global_batch(mesh, strategy.rules, batch))
+            metrics.append(jax.device_get(more))
+        assert step._cache_size() == 1  # the state comes out as it went in: no second program
+    return jax.device_get(state), metrics
+
+
+def assert_same(a, b, tolerance: float = 1e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return train("single", [make_batch(0), make_batch(1)])
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "single"])
+def test_every_strategy_equals_single(name, reference):
+    assert_same(train(name, [make_batch(0), make_batch(1)]), reference)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"schedule": "by_task"}, {"accumulate": 4}, {"schedule": "by_task", "accumulate": 2}],
+    ids=str,
+)
+def test_parts_give_the_update_of_the_whole(options, reference):
+    assert_same(train("single", [make_batch(0), make_batch(1)], **options), reference)
+
+
+def test_accumulation_over_shards(reference):
+    batches = [make_batch(0, groups=16)]
+    assert_same(train("fsdp", batches, accumulate=2), train("single", batches))
+
+
+def test_frozen_leaves_stay_and_others_move(reference):
+    state, metrics = reference
+    fresh = jax.device_get(make_small())
+    np.testing.assert_array_equal(state.frozen["embed"][...], fresh.embed[...])
+    assert np.abs(state.params["box"]["kernel"][...] - fresh.box.kernel[...]).max() > 1e-3
+    assert metrics[0]["tokens"] == (8 * 3 * 6, 1)
+    assert metrics[1]["loss"][0] == pytest.approx(
+        sum(metrics[1][name][0] / metrics[1][name][1] for name in ("lm", "box/l2")), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "by_task"}], ids=str)
+def test_update_that_is_not_finite_is_left_out(options):
+    bad = make_batch(1)
+    bad["det"].targets["box"]["y"][0, 0, 0] = np.nan
+    bad["det"].targets["box"]["valid"][:] = True
+    good, _ = train("single", [make_batch(0)], **options)
+    state, metrics = train("single", [make_batch(0), bad], **options)
+    assert [m["finite"][0] for m in metrics] == [1.0, 0.0]
+    assert_same((state.params, state.opt_state), (good.params, good.opt_state), 0)
+    assert state.step == 2
+
+
+def test_evaluation_gives_the_loss_of_the_step():
+    strategy = find_strategy("single")
+    mesh = make_mesh(strategy)
+    with jax.set_mesh(mesh):
+        run = plan(make_small, make_tx(CONFIG), GROUPS, mesh, strategy, frozen_dtype=jnp.bfloat16)
+        state = create(run)
+        batch = make_batch(0)
+        seen = jax.jit(make_eval_step(run.graphdef, seed=0))(state, batch)
+        step = jax.jit(make_train_step(run.graphdef, run.tx, make_schedule(CONFIG), seed=0))
+        _, trained = step(state, batch)
+    assert state.frozen["embed"][...].dtype == jnp.bfloat16
+    assert seen["loss"][0] == pytest.approx(float(trained["loss"][0]), rel=1e-6)
+
+
+def test_unknown_schedule_is_named():
+    graphdef = nnx.graphdef(make_small())
+    with pytest.raises(ValueError, match=r"by_tsk.*mixed, by_task"):
+        make_train_step(graphdef, make_tx(CONFIG), make_schedule(CONFIG), seed=0, schedule="by_tsk")
