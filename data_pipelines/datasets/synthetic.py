@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The synthetic dataset: scenes from a seed, as examples of every task. It needs no file."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.errors import DataError
+from data_pipelines.example import Example, no_regions
+from data_pipelines.synthetic import generation, language, perception
+from data_pipelines.synthetic.language import Built, Settings
+from data_pipelines.synthetic.questions import QUESTIONS
+from data_pipelines.synthetic.render import Rendering, render
+from data_pipelines.synthetic.scene import LEVELS, Scene, sample
+from vllm2_jax.tokens import QueryCounts
+
+TASKS = {
+    "chat": language.chat,
+    "caption": language.describe,
+    "region": language.region,
+    "text": language.text,
+    "det": perception.detect,
+    "grd": perception.refer,
+    "seg": perception.segment,
+    "pose": perception.pose,
+    "t2i": generation.generate,
+    "edit": generation.edit,
+}
+# The split is part of the seed, so that no scene of one split is drawn again in another.
+SPLITS = {"train": 0, "heldout": 1}
+_TRIES = 50  # scenes drawn for one record until one fits its task
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticSource:
+    """Random access to the records of one task; record `i` depends on (seed, split, task, i) only."""
+
+    task: str
+    level: str
+    length: int
+    tile_size: int
+    seed: int
+    split: str
+    settings: Settings
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Example:
+        """Record `index`.
+
+        Raises:
+          DataError: no scene of this level suits the task.
+        """
+        scene, view, built = self.draw(index)
+        meta = {"answers": [text for who, text in built.turns if who == "gpt"], **built.meta}
+        shown = meta.pop("scene", scene)  # an edit may start from another scene than the one drawn
+        view = view if shown is scene else render(shown, self.tile_size)
+        turns = built.turns
+        if built.picture:
+            turns = [(turns[0][0], f"<image>\n{turns[0][1]}"), *turns[1:]]
+        regions = (
+            no_regions(self.tile_size) if built.regions is None else _stretch(built.regions, self.tile_size)
+        )
+        return Example(
+            source="synthetic",
+            file=f"synthetic/{self.split}/{self.task}/seed{self.seed}",
+            record=str(index),
+            turns=turns,
+            images=[_stretch(view.image[None], self.tile_size)] if built.picture else [],
+            regions=regions,
+            region_images=np.zeros(len(regions), np.int32),
+            targets=built.targets,
+            meta=meta,
+        )
+
+    def draw(self, index: int) -> tuple[Scene, Rendering, Built]:
+        """The scene of a record, its rendering at the tile's size, and what its task makes of it."""
+        stream = [self.seed, SPLITS[self.split], list(TASKS).index(self.task), index]
+        rng = np.random.default_rng(stream)
+        for _ in range(_TRIES):
+            scene = sample(rng, LEVELS[self.level])
+            view = render(scene, self.tile_size)
+            built = TASKS[self.task](scene, view, rng, self.settings)
+            if built is not None:
+                return scene, view, built
+        raise DataError(
+            f"no scene of level {self.level!r} suits the task {self.task!r}",
+            file="synthetic",
+            record=index,
+            field="level",
+            remedy=f"choose another of the levels {', '.join(LEVELS)} or other questions",
+        )
+
+
+def load(
+    *,
+    task: str,
+    tile_size: int,
+    level: str = "easy",
+    length: int = 1_000_000,
+    seed: int = 0,
+    split: str = "train",
+    questions: tuple[str, ...] = tuple(QUESTIONS),
+    turns: int = 1,
+    decoder_size: int = 224,
+    queries: QueryCounts = QueryCounts(),  # noqa: B008 (frozen)
+    form: str = "mixed",
+) -> SyntheticSource:
+    """Makes the source of one task.
+
+    Args:
+      task: a key of `TASKS`.
+      tile_size: side of the picture that the vision tower sees, in pixels; wider scenes are stretched to it.
+      level: a key of `scene.LEVELS`; "pose" needs one with people.
+      length: records of an epoch.
+      seed: of everything.
+      split: "train" or "heldout".
+      questions: kinds of question for "chat", keys of `questions.QUESTIONS`.
+      turns: most questions or regions of one conversation.
+      decoder_size: shorter side of the decoder's picture, in pixels.
+      queries: queries a link has; must be those of the model.
+      form: "box", "mask" or "mixed": how regions are marked.
+
+    Raises:
+      DataError: an unknown task, level, split, question or form.
+    """
+    for field, value, known in (
+        ("task", task, TASKS),
+        ("level", level, LEVELS),
+        ("split", split, SPLITS),
+        ("form", form, ("box", "mask", "mixed")),
+        *(("questions", kind, QUESTIONS) for kind in questions),
+    ):
+        if value not in known:
+            raise DataError(
+                f"unknown value {value!r}",
+                file="synthetic",
+                field=field,
+                remedy=f"use one of {', '.join(known)}",
+            )
+    settings = Settings(tuple(questions), turns, decoder_size, queries, form)
+    return SyntheticSource(task, level, length, tile_size, seed, split, settings)
+
+
+def _stretch(planes: np.ndarray, size: int) -> np.ndarray:
+    """Pictures [n, h, w, 3] or boolean masks [n, h, w] as uint8, stretched to size x size."""
+    if planes.shape[1:3] == (size, size):
+        return planes.astype(np.uint8)
+    method = Image.Resampling.BICUBIC if planes.ndim == 4 else Image.Resampling.NEAREST
+    resized = [Image.fromarray(plane.astype(np.uint8)).resize((size, size), method) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in resized])
