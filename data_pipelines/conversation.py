@@ -105,9 +105,12 @@ def link(name: str, token: str, counts: QueryCounts | None = None) -> str:
     return name + SPECIAL_TOKENS[token] + "".join(_query_tokens(kind, counts or QueryCounts()))
 
 
-def region_text(number: int) -> str:
-    """How a conversation names its region; `number` counts from 1."""
-    return f"<reg>region{number}<region></reg>"
+def region_text(number: int | None = None) -> str:
+    """How a conversation names its region; `number` counts from 1.
+
+    The official evaluations with a single region leave the number out.
+    """
+    return f"<reg>region{'' if number is None else number}<region></reg>"
 
 
 def stop_id(tokenizer: Tokenizer, format: str) -> int:

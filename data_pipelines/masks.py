@@ -21,6 +21,16 @@ def box_mask(box: Sequence[float], height: int, width: int) -> UInt8[np.ndarray,
     return mask
 
 
+def box_in_tile(
+    box: Sequence[float], height: int, width: int, size: int
+) -> UInt8[np.ndarray, "{size} {size}"]:
+    """A box (x0, y0, x1, y1 in pixels of a height x width picture) as a mask of the stretched S x S tile."""
+    x0, y0, x1, y1 = box
+    return box_mask(
+        (x0 * size / width, y0 * size / height, x1 * size / width, y1 * size / height), size, size
+    )
+
+
 def mask_boxes(masks: UInt8[np.ndarray, "n h w"] | Bool[np.ndarray, "n h w"]) -> Float[np.ndarray, "n 4"]:
     """The tight box of each mask: x0, y0, x1, y1, the ends exclusive; zeros for an empty mask."""
     boxes = np.zeros((len(masks), 4), np.float32)
@@ -36,7 +46,7 @@ def segmentation_mask(
 ) -> UInt8[np.ndarray, "{height} {width}"]:
     """A COCO `segmentation`: a list of polygons, or run lengths (a list or a compressed string).
 
-    A pixel belongs to a polygon if its centre does. pycocotools differs in some pixels of the outline: IoU 0.97
+    A pixel belongs to a polygon if its centre does. pycocotools differs in pixels of the outline: IoU 0.98
     to 1.00 with it on the people of four COCO pictures.
 
     Raises:

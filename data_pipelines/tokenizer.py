@@ -126,18 +126,6 @@ def load_tokenizer(path: str | pathlib.Path, *, legacy: bool | None = None) -> T
     )
 
 
-def byte_tokenizer() -> Tokenizer:
-    """One id a byte (3 + 256 + 26 ids): needs no file, for tests, synthetic data and first runs."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
-    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="<unk>"))
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
-    model.add_special_tokens(["<unk>", "<s>", "</s>"])
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return _with_specials_hf(model, names, "byte_tokenizer")
-
-
 def _load_sentencepiece(path, config: dict, listed: dict, legacy: bool) -> Tokenizer:
     try:
         model = path.read_bytes()

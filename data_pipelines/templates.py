@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wordings of the questions that datasets ask about pictures and regions.
+
+The wordings are this project's own. Published scores were measured with the official lists; give those as a
+JSON file with the same keys and slots, `{"region_caption": ["Describe {region}.", ...]}`.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.records import read_json
+
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "caption": (
+        "Describe this picture in one sentence.",
+        "What is in the picture? One sentence, please.",
+        "Write a caption for this image.",
+        "Sum up what you see here in a sentence.",
+        "Give the photo a short description.",
+        "Tell me briefly what this picture shows.",
+        "Caption this image.",
+        "How would you describe this scene in one sentence?",
+    ),
+    "region_caption": (
+        "Describe {region} in a few words.",
+        "What do you see at {region}?",
+        "Tell me about {region}.",
+        "Give a short description of {region}.",
+        "What does {region} show?",
+        "Write a phrase that fits {region}.",
+        "How would you describe {region}?",
+        "Put {region} into words.",
+        "What is {region} about?",
+        "Say briefly what is inside {region}.",
+    ),
+    "region_detail": (
+        "Describe {region} in detail.",
+        "Tell me everything you can see at {region}.",
+        "Give a thorough description of {region}.",
+        "What exactly does {region} look like?",
+        "Explain {region} with as many details as you can.",
+        "I would like a complete description of {region}.",
+    ),
+    "recognition": (
+        "What is inside {region}? One word or phrase.",
+        "{region}: which object?",
+        "Name the category of {region}.",
+        "Which class does {region} belong to?",
+        "What kind of thing is {region}? Answer with its name.",
+        "Give the name of the object at {region}.",
+        "Label {region}.",
+        "What do you call the object in {region}?",
+        "Identify {region} with a word or phrase.",
+        "Which category fits {region} best?",
+    ),
+}
+
+
+def load_templates(key: str, file: str | pathlib.Path | None = None) -> tuple[str, ...]:
+    """The wordings of one kind of question.
+
+    Args:
+      key: a key of `TEMPLATES`.
+      file: a JSON object with lists of one's own; None takes ours.
+
+    Raises:
+      DataError: the file lacks the key, or a wording lacks a slot that ours has.
+    """
+    if file is None:
+        return TEMPLATES[key]
+    content = read_json(file)
+    own = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(own, list) or not own or not all(isinstance(text, str) for text in own):
+        raise DataError("not a list of texts", file=file, field=key, remedy=f'write {{"{key}": ["..."]}}')
+    slot = "{region}" if "{region}" in TEMPLATES[key][0] else ""
+    for number, text in enumerate(own):
+        if slot not in text:
+            raise DataError(
+                f"the wording {text!r} lacks the slot {slot}",
+                file=file,
+                record=number,
+                field=key,
+                remedy=f"put {slot} where the region is named",
+            )
+    return tuple(own)
+
+
+def pick(templates: Sequence[str], rng: np.random.Generator | None) -> str:
+    """A random wording; the first one if `rng` is None, as for tests."""
+    return templates[0 if rng is None else int(rng.integers(len(templates)))]
+
+
+def as_sentence(text: str) -> str:
+    """The form of all short answers: lower case, a capital in front, one full stop at the end."""
+    text = text.strip().lower().rstrip(".")
+    return text[:1].upper() + text[1:] + "."
