@@ -155,7 +155,7 @@ class Block(nnx.Module):
         h = self.input_norm(x)
         q, k, v = a.q(h, keys["q"]), a.k(h, keys["k"]), a.v(h, keys["v"])
         h, kept = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        x = x + a.out(checkpoint_name(h, "attention_out"), keys["out"])
+        x = x + a.out(h, keys["out"])
         h = self.post_norm(x)
         h = jax.nn.silu(m.gate(h, keys["gate"])) * m.up(h, keys["up"])
         x = x + m.down(checkpoint_name(h, "mlp_hidden"), keys["down"])

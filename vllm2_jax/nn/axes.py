@@ -50,6 +50,14 @@ def check(name: str | None) -> None:
         raise ValueError(f"unknown axis name {name!r}; the known ones are {', '.join(AXES)}")
 
 
+def mesh_axes(name: str) -> tuple[str, ...]:
+    """The mesh axes that the active rules split `name` over: none without rules, or if it is not split."""
+    check(name)
+    rules = _RULES.get()
+    found = rules.get(name) if rules else None
+    return (found,) if isinstance(found, str) else tuple(found or ())
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Pins the sharding of an activation by axis names; without active rules it returns `x` as it is."""
     if len(names) != x.ndim:
