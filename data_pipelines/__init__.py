@@ -1,1 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Data on the host: readers, conversations, pictures; numpy only.
+
+`DATASETS` names what a mixture can draw from. Each entry is a `load(**options)` that returns a random-access
+source: `len(source)`, `source[i] -> Example`.
+"""
+
+from data_pipelines.datasets import captions, llava, osprey, recognition, region_captions, vcr
+
+DATASETS = {
+    "captions": captions.load,
+    "llava": llava.load,
+    "osprey": osprey.load,
+    "recognition": recognition.load,
+    "region_captions": region_captions.load,
+    "vcr": vcr.load,
+}

@@ -2,6 +2,7 @@
 """Reads COCO annotation files: pictures, annotations, categories."""
 
 import dataclasses
+import urllib.parse
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,11 +66,11 @@ class CocoFile:
         return mask_in_tile(segmentation, height, width, size, file=self.file, index=record)
 
 
-def read_coco(file: str, *, drop_crowd: bool = True) -> CocoFile:
+def read_coco(file: str) -> CocoFile:
     """Reads a COCO file.
 
-    Annotations that detection drops are left out: crowds (unless kept), boxes outside the picture, of zero area
-    or with a side below one pixel.
+    Annotations that detection drops are left out: crowds, boxes outside the picture or with a side below one
+    pixel. LVIS gives `coco_url` in place of `file_name`; its path counts.
 
     Raises:
       DataError: a missing file or field, or an annotation of a picture that the file does not list.
@@ -82,6 +83,8 @@ def read_coco(file: str, *, drop_crowd: bool = True) -> CocoFile:
     }
     images = {}
     for number, image in enumerate(entries["images"]):
+        if "coco_url" in image and "file_name" not in image:
+            image["file_name"] = urllib.parse.urlparse(image["coco_url"]).path.lstrip("/")
         need(image, "file_name", str, file=file, index=f"image {number}")
         images[need(image, "id", int, file=file, index=f"image {number}")] = image
     annotations = {image_id: [] for image_id in images}
@@ -105,7 +108,7 @@ def read_coco(file: str, *, drop_crowd: bool = True) -> CocoFile:
                 field="bbox",
                 remedy="repair the box",
             )
-        if _usable(box, images[image_id]) and not (drop_crowd and annotation.get("iscrowd", 0)):
+        if _usable(box, images[image_id]) and not annotation.get("iscrowd", 0):
             annotations[image_id].append(annotation)
     categories = {}
     for number, category in enumerate(content.get("categories", [])):

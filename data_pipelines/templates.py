@@ -44,6 +44,11 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
         "Explain {region} with as many details as you can.",
         "I would like a complete description of {region}.",
     ),
+    "region_list": (
+        "There are {n} regions in this picture: {region}.",
+        "Look at these {n} regions: {region}.",
+        "The picture has {n} marked regions, {region}.",
+    ),
     "recognition": (
         "What is inside {region}? One word or phrase.",
         "{region}: which object?",
@@ -75,15 +80,16 @@ def load_templates(key: str, file: str | pathlib.Path | None = None) -> tuple[st
     own = content.get(key) if isinstance(content, dict) else None
     if not isinstance(own, list) or not own or not all(isinstance(text, str) for text in own):
         raise DataError("not a list of texts", file=file, field=key, remedy=f'write {{"{key}": ["..."]}}')
-    slot = "{region}" if "{region}" in TEMPLATES[key][0] else ""
+    slots = [slot for slot in ("{region}", "{n}") if slot in TEMPLATES[key][0]]
     for number, text in enumerate(own):
-        if slot not in text:
+        lacking = [slot for slot in slots if slot not in text]
+        if lacking:
             raise DataError(
-                f"the wording {text!r} lacks the slot {slot}",
+                f"the wording {text!r} lacks the slot {' and '.join(lacking)}",
                 file=file,
                 record=number,
                 field=key,
-                remedy=f"put {slot} where the region is named",
+                remedy="put {region} where regions are named and {n} where they are counted",
             )
     return tuple(own)
 

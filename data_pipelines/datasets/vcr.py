@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Visual commonsense reasoning: questions that name objects of the picture by number.
+
+A record is `{"image", "boxes": [[x0, y0, x1, y1] in 0..1, ...], "objects": [class, ...], "conversations"}`.
+In questions the whole word `3` stands for region 3, in answers for "<its class> at region3". Evaluation
+records have `<regions>` in the question for the list of all regions instead, and `correct_option` and
+`category` ("qa" or "qar").
+"""
+
+import dataclasses
+import pathlib
+import re
+
+import numpy as np
+
+from data_pipelines.conversation import IMAGE_MARK, region_text
+from data_pipelines.datasets.llava import read_turns
+from data_pipelines.errors import DataError
+from data_pipelines.example import Example
+from data_pipelines.images import Mode, Tiling, load_image
+from data_pipelines.masks import box_mask
+from data_pipelines.records import need, read_records
+
+_ALL = "<regions>"
+_NUMBER = re.compile(r"\b\d+\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class VcrSource:
+    """Random access to the questions of one file."""
+
+    file: str
+    records: list[dict]
+    image_root: pathlib.Path
+    tiling: Tiling
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        """Question `index`.
+
+        Raises:
+          DataError: a missing field or picture, an object number without a box, or questions that do not
+            name every region exactly once.
+        """
+        record, place = self.records[index], {"file": self.file, "index": index}
+        boxes = need(record, "boxes", list, **place)
+        objects = need(record, "objects", list, **place)
+        if len(boxes) != len(objects) or not boxes:
+            raise DataError(
+                f"{len(boxes)} boxes for {len(objects)} objects",
+                file=self.file,
+                record=index,
+                field="boxes",
+                remedy="give one box for each object, or drop the record",
+            )
+        names = ", ".join(region_text(number) for number in range(1, len(boxes) + 1))
+        turns = []
+        for role, text in read_turns(record, **place):
+            text = text.replace(IMAGE_MARK, "").strip()
+            if role == "human" and _ALL in text:
+                text = text.replace(_ALL, names)
+            elif role == "human":
+                text = self._replace(text, objects, index, question=True)
+            else:
+                text = self._replace(text, objects, index, question=False).lower()
+                text = text[:1].upper() + text[1:]
+            turns.append((role, text))
+        named = sum(text.count("<region>") for role, text in turns if role == "human")
+        if named != len(boxes):
+            raise DataError(
+                f"the questions name {named} regions, the record has {len(boxes)} boxes",
+                file=self.file,
+                record=index,
+                field="conversations",
+                remedy="name each object once, or drop the record",
+            )
+        size = self.tiling.size
+        name = need(record, "image", str, **place)
+        return Example(
+            source="vcr",
+            file=self.file,
+            record=str(record.get("id", index)),
+            turns=[(turns[0][0], f"{IMAGE_MARK}\n{turns[0][1]}"), *turns[1:]],
+            images=[self.tiling(load_image(self.image_root / name))],
+            regions=np.stack([box_mask([v * size for v in box], size, size) for box in boxes]),
+            region_images=np.zeros(len(boxes), np.int32),
+            meta={
+                "answers": [text for role, text in turns if role == "gpt"],
+                **{key: record[key] for key in ("correct_option", "category") if key in record},
+            },
+        )
+
+    def _replace(self, text: str, objects: list[str], index: int, *, question: bool) -> str:
+        def name(match: re.Match) -> str:
+            number = int(match.group())
+            if not 1 <= number <= len(objects):
+                raise DataError(
+                    f"the text speaks of object {number}, there are {len(objects)}",
+                    file=self.file,
+                    record=index,
+                    field="conversations",
+                    remedy="number the objects from 1, or drop the record",
+                )
+            return region_text(number) if question else f"{objects[number - 1]} at region{number}"
+
+        return _NUMBER.sub(name, text)
+
+
+def load(
+    *,
+    annotations: str,
+    image_root: str,
+    tile_size: int,
+    image_mode: Mode = "anyres",
+    max_tiles: int = 4,
+) -> VcrSource:
+    """Opens a VCR file.
+
+    Args:
+      annotations: the `.jsonl` or `.json` file.
+      image_root: folder of the pictures.
+      tile_size: side of a tile in pixels.
+      image_mode: "anyres"; every other mode stretches the picture, so that the regions fit.
+      max_tiles: for "anyres".
+
+    Raises:
+      DataError: a missing or malformed file.
+    """
+    tiling = Tiling(image_mode, tile_size, max_tiles).for_regions
+    return VcrSource(annotations, read_records(annotations), pathlib.Path(image_root), tiling)
