@@ -52,6 +52,36 @@ def linear(
     )
 
 
+def einsum(
+    equation: str,
+    shape: tuple[int, ...],
+    axes: Axes,
+    *,
+    inputs: int,
+    bias: bool = True,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> nnx.Einsum:
+    """A dense layer between several axes; into heads: `einsum("btd,dhk->bthk", (d, h, k), ..., inputs=1)`.
+
+    Args:
+      equation: the input, then the kernel.
+      shape, axes: of the kernel; its first `inputs` axes are summed over, the others are those of the bias.
+    """
+    n = len(shape)
+    return nnx.Einsum(
+        equation,
+        shape,
+        shape[inputs:] if bias else None,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=nnx.initializers.lecun_normal(in_axis=range(inputs), out_axis=range(inputs, n)),
+        kernel_metadata={"axes": axes},
+        bias_metadata={"axes": axes[inputs:]},
+        rngs=rngs,
+    )
+
+
 def patch_conv(
     channels: int,
     width: int,
