@@ -103,7 +103,7 @@ def _split(rows: int, heads: int, k: jax.Array, v: jax.Array):
 
 
 def _interpret() -> bool:
-    """Whether this is traced for something that is no TPU; the devices are those of the mesh, if there is one."""
+    """Whether this is traced for something that is no TPU, going by the mesh if there is one."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     return platform != "tpu"
