@@ -5,7 +5,7 @@
 source: `len(source)`, `source[i] -> Example`.
 """
 
-from data_pipelines.datasets import captions, llava, osprey, recognition, region_captions, vcr
+from data_pipelines.datasets import captions, llava, osprey, recognition, region_captions, synthetic, vcr
 
 DATASETS = {
     "captions": captions.load,
@@ -13,5 +13,6 @@ DATASETS = {
     "osprey": osprey.load,
     "recognition": recognition.load,
     "region_captions": region_captions.load,
+    "synthetic": synthetic.load,
     "vcr": vcr.load,
 }

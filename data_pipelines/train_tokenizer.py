@@ -3,9 +3,9 @@
 
     python -m data_pipelines.train_tokenizer --out data_pipelines/assets/tiny_tokenizer
 
-It has 640 pieces: whole words for what the synthetic data says, letters and common fragments for other English,
-bytes for the rest. Like Llama's it is BPE with byte fallback, no normalisation and a blank in front of the text,
-so the same encoding rule serves both. The special tokens are added when it is loaded.
+It has 640 pieces: whole words for what the synthetic data says, letters and common fragments for other
+English, bytes for the rest. Like Llama's it is BPE with byte fallback, no normalisation and a blank in front
+of the text, so the same encoding rule serves both. The special tokens are added when it is loaded.
 """
 
 import argparse

@@ -4,10 +4,11 @@
 import dataclasses
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example, no_regions
+from data_pipelines.images import Mode, Tiling
+from data_pipelines.masks import resize_masks
 from data_pipelines.synthetic import generation, language, perception
 from data_pipelines.synthetic.language import Built, Settings
 from data_pipelines.synthetic.questions import QUESTIONS
@@ -39,7 +40,7 @@ class SyntheticSource:
     task: str
     level: str
     length: int
-    tile_size: int
+    tiling: Tiling
     seed: int
     split: str
     settings: Settings
@@ -56,19 +57,19 @@ class SyntheticSource:
         scene, view, built = self.draw(index)
         meta = {"answers": [text for who, text in built.turns if who == "gpt"], **built.meta}
         shown = meta.pop("scene", scene)  # an edit may start from another scene than the one drawn
-        view = view if shown is scene else render(shown, self.tile_size)
+        view = view if shown is scene else render(shown, self.tiling.size)
         turns = built.turns
         if built.picture:
             turns = [(turns[0][0], f"<image>\n{turns[0][1]}"), *turns[1:]]
-        regions = (
-            no_regions(self.tile_size) if built.regions is None else _stretch(built.regions, self.tile_size)
-        )
+        regions = no_regions(self.tiling.size)
+        if built.regions is not None:
+            regions = resize_masks(built.regions.astype(np.uint8), self.tiling.size)
         return Example(
             source="synthetic",
             file=f"synthetic/{self.split}/{self.task}/seed{self.seed}",
             record=str(index),
             turns=turns,
-            images=[_stretch(view.image[None], self.tile_size)] if built.picture else [],
+            images=[self.tiling(view.image)] if built.picture else [],
             regions=regions,
             region_images=np.zeros(len(regions), np.int32),
             targets=built.targets,
@@ -81,7 +82,7 @@ class SyntheticSource:
         rng = np.random.default_rng(stream)
         for _ in range(_TRIES):
             scene = sample(rng, LEVELS[self.level])
-            view = render(scene, self.tile_size)
+            view = render(scene, self.tiling.size)
             built = TASKS[self.task](scene, view, rng, self.settings)
             if built is not None:
                 return scene, view, built
@@ -98,6 +99,8 @@ def load(
     *,
     task: str,
     tile_size: int,
+    image_mode: Mode = "anyres",
+    max_tiles: int = 1,
     level: str = "easy",
     length: int = 1_000_000,
     seed: int = 0,
@@ -105,14 +108,15 @@ def load(
     questions: tuple[str, ...] = tuple(QUESTIONS),
     turns: int = 1,
     decoder_size: int = 224,
-    queries: QueryCounts = QueryCounts(),  # noqa: B008 (frozen)
+    counts: QueryCounts = QueryCounts(),  # noqa: B008 (frozen)
     form: str = "mixed",
 ) -> SyntheticSource:
     """Makes the source of one task.
 
     Args:
       task: a key of `TASKS`.
-      tile_size: side of the picture that the vision tower sees, in pixels; wider scenes are stretched to it.
+      tile_size: side of a tile of the vision tower in pixels, and the shorter side of a rendered scene.
+      image_mode, max_tiles: see `data_pipelines.images.Tiling`; by default one tile, stretched.
       level: a key of `scene.LEVELS`; "pose" needs one with people.
       length: records of an epoch.
       seed: of everything.
@@ -120,7 +124,7 @@ def load(
       questions: kinds of question for "chat", keys of `questions.QUESTIONS`.
       turns: most questions or regions of one conversation.
       decoder_size: shorter side of the decoder's picture, in pixels.
-      queries: queries a link has; must be those of the model.
+      counts: queries of a link; must be those of the model.
       form: "box", "mask" or "mixed": how regions are marked.
 
     Raises:
@@ -140,14 +144,6 @@ def load(
                 field=field,
                 remedy=f"use one of {', '.join(known)}",
             )
-    settings = Settings(tuple(questions), turns, decoder_size, queries, form)
-    return SyntheticSource(task, level, length, tile_size, seed, split, settings)
-
-
-def _stretch(planes: np.ndarray, size: int) -> np.ndarray:
-    """Pictures [n, h, w, 3] or boolean masks [n, h, w] as uint8, stretched to size x size."""
-    if planes.shape[1:3] == (size, size):
-        return planes.astype(np.uint8)
-    method = Image.Resampling.BICUBIC if planes.ndim == 4 else Image.Resampling.NEAREST
-    resized = [Image.fromarray(plane.astype(np.uint8)).resize((size, size), method) for plane in planes]
-    return np.stack([np.asarray(plane) for plane in resized])
+    settings = Settings(tuple(questions), turns, decoder_size, counts, form)
+    tiling = Tiling(image_mode, tile_size, max_tiles)
+    return SyntheticSource(task, level, length, tiling, seed, split, settings)

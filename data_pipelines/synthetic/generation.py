@@ -57,7 +57,7 @@ def edit(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Sett
 def _turns(
     task: str, token: str, words: str, rng: np.random.Generator, settings: Settings
 ) -> list[tuple[str, str]]:
-    answer = fill(ANSWERS[task], rng, link("", token, settings.queries))
+    answer = fill(ANSWERS[task], rng, link("", token, settings.counts))
     return [("human", fill(QUESTIONS[task], rng, words)), ("gpt", answer)]
 
 

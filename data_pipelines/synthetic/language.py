@@ -26,14 +26,14 @@ class Settings:
       questions: kinds of question that chat may ask (keys of `questions.QUESTIONS`).
       turns: most questions, or regions, that one conversation asks about.
       decoder_size: shorter side of the picture a decoder sees, in pixels.
-      queries: queries a link has, as in the model.
+      counts: queries of a link, as in the model.
       form: "box", "mask" or "mixed": how a region is marked.
     """
 
     questions: tuple[str, ...]
     turns: int
     decoder_size: int
-    queries: QueryCounts
+    counts: QueryCounts
     form: str = "mixed"
 
 

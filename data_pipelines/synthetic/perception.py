@@ -117,7 +117,7 @@ def _built(
     meta: dict[str, Any] | None = None,
 ) -> Built:
     """Question and answer, their slots filled (links in the answer's), and the decoder's targets."""
-    lists = [", ".join(link(name, token, settings.queries) for name in names) for names, token in links]
+    lists = [", ".join(link(name, token, settings.counts) for name in names) for names, token in links]
     turns = [("human", fill(QUESTIONS[task], rng, *slots)), ("gpt", fill(ANSWERS[task], rng, *lists))]
     decoder = "unipose" if task == "pose" else "grounding_dino"
     return Built(turns, targets={decoder: targets}, meta={"classes": links[0][0], **(meta or {})})
