@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: bit-exact resume, also on another mesh; stopping, hooks, and runs that go wrong."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.train.small import Small
+from tests.train.stream import batches, run
+from vllm2_jax.nn.layers import param
+from vllm2_jax.train import metrics
+from vllm2_jax.train.checkpoint import Checkpoints, load_weights, save_weights
+from vllm2_jax.train.monitor import NotFiniteError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in metrics.read(workdir) if "loss" in line}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Eight steps in one go."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, jax.device_get(run(workdir, 8))
+
+
+def test_resume_is_bit_exact(whole, tmp_path):
+    run(tmp_path, 4)
+    state = run(tmp_path, 8)
+    assert state.step == 8
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), whole[1])
+    assert losses(tmp_path) == losses(whole[0])
+
+
+def test_resume_on_another_mesh(whole, tmp_path):
+    run(tmp_path, 4)
+    state = run(tmp_path, 8, strategy="fsdp_tp", devices="cpu:4")
+    assert state.params["up"]["kernel"][...].sharding.mesh.size == 4
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), jax.device_get(state), whole[1]
+    )
+
+
+def test_continue_another_run_in_a_new_folder(whole, tmp_path):
+    run(tmp_path / "first", 4)
+    state = run(tmp_path / "second", 8, resume=str(tmp_path / "first" / "checkpoints"))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), whole[1])
+
+
+def test_what_is_written(whole):
+    lines = metrics.read(whole[0])
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert lines[0]["tokens"] == 8 * 3 * 6
+    assert lines[0]["data/records"] == 24
+    assert lines[0]["tokens_a_second"] > 0
+    assert sum(lines[-1][name] for name in lines[-1] if name.startswith("time/")) == pytest.approx(
+        1, abs=1e-3
+    )
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    with Checkpoints(whole[0] / "checkpoints") as saved:
+        assert saved.latest() == 8
+        assert saved.config() == {"peak": 1e-2}
+
+
+def test_weights_of_another_run(whole, tmp_path):
+    class Wider(Small):
+        def __init__(self, *, rngs: nnx.Rngs):
+            super().__init__(rngs=rngs)
+            self.extra = param(nnx.initializers.ones, rngs, (3, 4), (None, None))
+
+    model = Wider(rngs=nnx.Rngs(1))
+    loaded = load_weights(whole[0] / "checkpoints", model, fresh="^extra$")
+    np.testing.assert_array_equal(loaded.embed[...], whole[1].frozen["embed"][...])
+    np.testing.assert_array_equal(loaded.up.kernel[...], whole[1].params["up"]["kernel"][...])
+    np.testing.assert_array_equal(loaded.extra[...], jnp.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"extra: saved nothing, wanted \(3, 4\)"):
+        load_weights(whole[0] / "checkpoints", model)
+
+    save_weights(tmp_path, model)
+    again = load_weights(tmp_path, Wider(rngs=nnx.Rngs(2)))
+    jax.tree.map(np.testing.assert_array_equal, again, model)
+
+
+def test_checkpoint_of_another_shape(whole, tmp_path):
+    class Longer(Small):
+        def __init__(self, *, rngs: nnx.Rngs):
+            super().__init__(rngs=rngs)
+            self.embed = param(nnx.initializers.normal(0.5), rngs, (48, 16), ("vocab", "embed"))
+
+    def make():
+        return Longer(rngs=nnx.Rngs(0))
+
+    resume = str(whole[0] / "checkpoints")
+    with pytest.raises(ValueError, match=r"frozen/embed: saved \(32, 16\), wanted \(48, 16\)\n.*workdir"):
+        run(tmp_path, 8, make=make, resume=resume)
+
+
+def test_nothing_to_resume_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        run(tmp_path / "new", 8, resume=str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match="no weights in"):
+        run(tmp_path / "newer", 8, weights=str(tmp_path / "empty"))
+
+
+def test_stops_after_steps_that_are_not_finite(tmp_path):
+    with pytest.raises(NotFiniteError, match=r"step 2: not finite for 2 steps in a row: .*box/l2"):
+        run(tmp_path, 8, data=batches(bad=True), bad_steps=2)
+    with Checkpoints(tmp_path / "checkpoints") as saved:
+        assert saved.latest() is None
+
+
+def test_data_that_ends_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match="data ended before step 3"):
+        run(tmp_path, 8, data=batches(records=2))
+
+
+def test_groups_that_do_not_split_are_named(tmp_path):
+    with pytest.raises(ValueError, match="6 groups do not split over 8 batch shards"):
+        run(tmp_path, 8, data=batches(groups=6))
+
+
+def test_hooks_run_when_due_and_at_the_end(tmp_path):
+    seen = []
+
+    def hook(state):
+        seen.append(int(state.step))
+        return {"eval/one": 1.0}
+
+    run(tmp_path, 5, hooks=[(2, hook)])
+    assert seen == [2, 4, 5]
+    assert [line["step"] for line in metrics.read(tmp_path) if "eval/one" in line] == [2, 4, 5]
+
+
+def test_sigterm_saves_and_exits_with_zero(tmp_path):
+    program = (
+        "import tests.conftest, pathlib, sys; from tests.train.stream import run; "
+        "run(pathlib.Path(sys.argv[1]), 100_000, save_every=50_000)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
+    deadline = time.time() + 90
+    while not (tmp_path / "metrics.jsonl").exists() or not losses(tmp_path):
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    with Checkpoints(tmp_path / "checkpoints") as saved:
+        assert saved.latest() == max(losses(tmp_path))

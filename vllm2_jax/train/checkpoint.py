@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: train state + data iterator + config, written in the background, restored onto any mesh.
+
+A folder holds one numbered folder a step, each with the items `state` (Orbax), `data` (the position of the
+Grain iterator, one file a process) and `config` (JSON). A step's folder gets its name only when it is
+complete.
+"""
+
+import pathlib
+import re
+from typing import Any
+
+import grain.checkpoint
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from vllm2_jax.sharding.partition import is_variable, path_name
+from vllm2_jax.train.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. A context: leaving it finishes what is being written."""
+
+    def __init__(self, directory: str | pathlib.Path, *, keep: int | None = None):
+        """The last `keep` steps stay (None: all)."""
+        self.directory = pathlib.Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits for the save in progress."""
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, data: Any, config: dict[str, Any]) -> None:
+        """Saves in the background. A step that is there already is left alone.
+
+        Args:
+          step: updates done.
+          state: may be donated to the next step as soon as this returns.
+          data: the Grain iterator, standing behind the batch of the last step.
+          config: of the run, JSON-like.
+        """
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=grain.checkpoint.CheckpointSave(data),
+            config=ocp.args.JsonSave(config),
+        )
+        self._manager.save(step, args=items, force=True)
+
+    def restore(self, abstract: TrainState, data: Any, step: int | None = None) -> TrainState:
+        """Restores a step (default: the newest) onto the shardings of `abstract`; sets `data` to its
+        position.
+
+        Raises:
+          FileNotFoundError: the folder has no complete checkpoint.
+          ValueError: the checkpoint is of another model or optimizer; lists every leaf that differs.
+        """
+        step = self._step(step)
+        check_shapes(self._saved(step), _flat(abstract), f"{self.directory}/{step}")
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), data=grain.checkpoint.CheckpointRestore(data)
+            ),
+        )
+        return items["state"]
+
+    def config(self, step: int | None = None) -> dict[str, Any]:
+        """The config that a checkpoint was written with."""
+        args = ocp.args.Composite(config=ocp.args.JsonRestore())
+        return self._manager.restore(self._step(step), args=args)["config"]
+
+    def _step(self, step: int | None) -> int:
+        step = self.latest() if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            raise FileNotFoundError(
+                f"no complete checkpoint {'' if step is None else step} in {self.directory}, "
+                f"which has the steps {list(self._manager.all_steps()) or 'none'}; "
+                "give the folder that holds the numbered ones"
+            )
+        return step
+
+    def _saved(self, step: int) -> dict[str, Any]:
+        return _flat(saved_tree(self.directory / str(step) / "state"))
+
+
+def saved_tree(folder: pathlib.Path) -> Any:
+    """Shapes and dtypes of what a `state` folder holds, as nested dicts of Orbax metadata."""
+    with ocp.StandardCheckpointer() as reader:
+        return reader.metadata(folder).item_metadata.tree
+
+
+def check_shapes(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+    """Raises ValueError that lists every path that only one side has, or that differs in shape."""
+    lines = [
+        f"  {path}: saved {_shape(saved.get(path))}, wanted {_shape(wanted.get(path))}"
+        for path in sorted(saved.keys() | wanted.keys())
+        if _shape(saved.get(path)) != _shape(wanted.get(path))
+    ]
+    if lines:
+        raise ValueError(
+            f"the checkpoint {where} does not fit this run in {len(lines)} leaves:\n"
+            + "\n".join(lines)
+            + "\n"
+            "Train with the config it was written with (the item `config` in its folder), take another "
+            "workdir, or give it as config.init.weights to start a new run from its parameters alone."
+        )
+
+
+def save_weights(directory: str | pathlib.Path, model: nnx.Module) -> None:
+    """Writes parameters alone, in a layout that `load_weights` reads: what conversion produces."""
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(
+            pathlib.Path(directory).absolute() / "0" / "state", {"params": nnx.state(model)}, force=True
+        )
+
+
+def load_weights(directory: str | pathlib.Path, model: nnx.Module, fresh: str = "") -> nnx.Module:
+    """Replaces the parameters of a sharded model by those of another run or of a conversion.
+
+    Args:
+      directory: a run folder (its newest step is taken) or one written by `save_weights`.
+      model: has the shapes and shardings to load into; what was trained and what frozen there does not
+        matter.
+      fresh: regex; parameters whose path it finds stay as they are if the folder lacks them.
+
+    Raises:
+      FileNotFoundError: no checkpoint in the folder.
+      ValueError: lists parameters that are missing, not `fresh`, or of another shape.
+    """
+    root = pathlib.Path(directory).absolute()
+    steps = sorted(
+        int(path.name) for path in root.glob("*") if path.name.isdigit() and (path / "state").is_dir()
+    )
+    if not steps:
+        raise FileNotFoundError(f"no weights in {root}: it has no numbered folder with an item `state`")
+    folder = root / str(steps[-1]) / "state"
+    tree = saved_tree(folder)
+    found = {part: _flat(tree[part]) for part in ("params", "frozen") if tree.get(part)}
+    place = {path: part for part, leaves in found.items() for path in leaves}
+    wanted = _flat(model)
+    take = {
+        path: leaf for path, leaf in wanted.items() if path in place or not (fresh and re.search(fresh, path))
+    }
+    check_shapes({path: found[part][path] for path, part in place.items() if path in take}, take, str(folder))
+    target: dict[str, Any] = {}
+    for path, leaf in take.items():
+        node = target.setdefault(place[path], {})
+        for name in path.split("/"):
+            node = node.setdefault(name, {})
+        node["value"] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    with ocp.PyTreeCheckpointer() as reader:
+        args = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        loaded = reader.restore(folder, args=args)
+    values = {path: leaf for part in loaded.values() for path, leaf in _flat(part).items()}
+
+    def one(path, leaf):
+        name = path_name(path)
+        return leaf.replace(values[name]) if name in values else leaf
+
+    return jax.tree_util.tree_map_with_path(one, model, is_leaf=is_variable)
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Leaf by path; Orbax writes a Variable as a dict with the one key `value`, which is left out."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path).removesuffix("/value"): leaf for path, leaf in leaves}
+
+
+def _shape(leaf: Any) -> str:
+    return "nothing" if leaf is None else str(tuple(leaf.shape))

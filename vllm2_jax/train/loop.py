@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop, to be read from top to bottom.
+
+What it promises: a run that is killed and started again goes on with the same batches, the same random
+numbers and the same weights, on the same or another mesh; the devices never wait for the host to read a
+metric; a run that has gone wrong stops and says at which step.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from vllm2_jax.nn.axes import axis_rules
+from vllm2_jax.sharding.partition import global_batch
+from vllm2_jax.sharding.strategies import Strategy
+from vllm2_jax.train import profile
+from vllm2_jax.train.checkpoint import Checkpoints, load_weights
+from vllm2_jax.train.metrics import Writer
+from vllm2_jax.train.monitor import Monitor
+from vllm2_jax.train.state import Plan, TrainState, create
+from vllm2_jax.train.stop import stop_requests
+
+# Every how many steps, and what to run: (state) -> values to write.
+Hook = tuple[int, Callable[[TrainState], Mapping[str, float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """The settings of a run that are neither model, data nor optimizer.
+
+    Attributes:
+      workdir: folder of the run; a run found there is continued.
+      steps: updates of the whole run.
+      log_every, save_every: steps between written metrics and between checkpoints.
+      keep: checkpoints that stay; older ones are deleted.
+      resume: folder of another run to continue in a new one: state and data position.
+      weights, fresh: folder to take parameters from, and the regex of those it may lack (`load_weights`).
+      bad_steps: steps in a row that may be skipped because they are not finite before the run stops.
+      profile_first, profile_steps: window that the profiler records; 0 steps: none.
+    """
+
+    workdir: str
+    steps: int
+    log_every: int = 50
+    save_every: int = 1000
+    keep: int = 2
+    resume: str = ""
+    weights: str = ""
+    fresh: str = ""
+    bad_steps: int = 3
+    profile_first: int = 10
+    profile_steps: int = 0
+
+
+def start(config: LoopConfig, plan: Plan, checkpoints: Checkpoints, data: Any) -> TrainState:
+    """The state a run starts from; `data` is set to the position that belongs to it."""
+    # (1) This run was here before: go on. A job that a scheduler starts again needs no other command.
+    if checkpoints.latest() is not None:
+        logging.info("resuming %s at step %d", checkpoints.directory, checkpoints.latest())
+        return checkpoints.restore(plan.abstract, data)
+    # (2) Another run is to be continued here, with its optimizer, its step and its place in the data.
+    if config.resume:
+        logging.info("continuing the run %s", config.resume)
+        with Checkpoints(config.resume) as other:
+            return other.restore(plan.abstract, data)
+    # (3) A new run that starts from weights: converted ones, or those of an earlier stage.
+    if config.weights:
+        logging.info("starting from the weights %s", config.weights)
+        return create(plan, lambda model: load_weights(config.weights, model, config.fresh))
+    # (4) From scratch.
+    logging.info("starting from random weights")
+    return create(plan)
+
+
+def train(
+    config: LoopConfig,
+    plan: Plan,
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    data: Any,
+    mesh: Mesh,
+    strategy: Strategy,
+    *,
+    run_config: Mapping[str, Any],
+    hooks: Sequence[Hook] = (),
+) -> TrainState:
+    """Trains until `config.steps`, or until it is asked to stop.
+
+    Args:
+      config: of the loop.
+      plan: of the state.
+      train_step: from `step.make_train_step`; compiled here.
+      data: Grain iterator of `{"batch": host batch, "counters": {name: int}}`.
+      mesh, strategy: where things go.
+      run_config: JSON-like, stored with every checkpoint.
+      hooks: evaluations, run after every so many steps and at the end.
+
+    Returns:
+      The last state. A SIGTERM makes it return early, with a checkpoint written.
+
+    Raises:
+      NotFiniteError: names the step, see `monitor`.
+      RuntimeError: the data ended before the last step; names the step.
+    """
+    clock = profile.Clock()
+    workdir = pathlib.Path(config.workdir)
+    main = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(axis_rules(strategy.activation_rules))
+        stop_requested = stack.enter_context(stop_requests())
+        writer = stack.enter_context(contextlib.closing(Writer(workdir, enabled=main)))
+        trace = profile.TraceWindow(workdir / "profile", config.profile_first, config.profile_steps)
+        stack.callback(trace.close)
+
+        # ---------------------------------------------------------------- start or resume
+        with clock.on("init"):
+            checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=config.keep))
+            state = start(config, plan, checkpoints, data)
+        for fallback in plan.fallbacks:
+            logging.warning("not split, because it does not divide: %s", fallback)
+        step = jax.jit(train_step, donate_argnums=0, out_shardings=(plan.shardings, None))
+        first = int(state.step) + 1
+        bar = tqdm(total=config.steps, initial=first - 1, unit="step", disable=None if main else True)
+        stack.callback(bar.close)
+        monitor = Monitor(
+            writer, clock, bar, every=config.log_every, last=config.steps, bad_steps=config.bad_steps
+        )
+
+        for number in range(first, config.steps + 1):
+            # ------------------------------------------------------------ data
+            trace.before(number)
+            with clock.on("data"):
+                element = _next(data, number)
+                batch = global_batch(mesh, strategy.rules, element["batch"])
+
+            # ------------------------------------------------------------ step
+            # A transfer that nobody asked for would stall every step; here it raises.
+            with clock.on("compile" if number == first else "step"), jax.transfer_guard("disallow"):
+                state, metrics = step(state, batch)
+            # One step in flight: while this one runs, the metrics of the one before are read.
+            with clock.on("step"):
+                monitor.follow(number, metrics, element["counters"])
+
+            # ------------------------------------------------------------ evaluate
+            for every, hook in hooks:
+                if number % every == 0 or number == config.steps:
+                    with clock.on("eval"):
+                        writer.write(number, hook(state))
+
+            # ------------------------------------------------------------ save, stop
+            stop = stop_requested(number)
+            if stop or number == config.steps or number % config.save_every == 0:
+                monitor.settle()  # raises before anything is saved of a run that has gone wrong
+                with clock.on("checkpoint"):
+                    checkpoints.save(number, state, data, dict(run_config))
+            if stop:
+                logging.info("asked to stop: step %d is saved", number)
+                break
+    return state
+
+
+def _next(data: Any, number: int) -> Any:
+    try:
+        return next(data)
+    except StopIteration:
+        raise RuntimeError(
+            f"the data ended before step {number}; repeat the datasets or lower config.steps"
+        ) from None
