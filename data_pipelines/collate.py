@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.conversation import LinkAt, Tokens, tokenize
+from data_pipelines.conversation import LinkAt, Tokens, prompt, tokenize
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.tokenizer import Tokenizer
@@ -19,7 +19,8 @@ from vllm2_jax.batch import IGNORE, IMAGE, LINK, REGION, Inputs, TaskRows
 from vllm2_jax.tokens import LINKS, QueryCounts
 
 # Decoder -> a function from (targets of one example, or None for a row of padding; the task's shape) to
-# (arrays of static shape, how many entries were left out). Where `shape.strict` it raises CapacityError instead.
+# (arrays of static shape, how many entries were left out). With `shape.strict` it raises CapacityError
+# instead of leaving something out.
 PadTargets = Callable[[Mapping[str, Any] | None, "TaskShape"], tuple[dict[str, np.ndarray], int]]
 DECODER_COLLATE: dict[str, PadTargets] = {}
 
@@ -176,18 +177,23 @@ def _make_row(example: Example, tokenizer: Tokenizer, spec: CollateSpec, shape: 
 
 
 def columns_of(example: Example, tokenizer: Tokenizer, spec: CollateSpec, tiles_of: Sequence[int]) -> Tokens:
-    """The columns of an example; CapacityError if they are more than L and may not be cut."""
-    columns = tokenize(
-        example.turns,
-        tokenizer,
-        format=spec.format,
-        image_tokens=[count * spec.tokens_per_tile for count in tiles_of],
-        regions=len(example.regions),
-        counts=spec.counts,
-        max_length=spec.length if spec.truncate else None,
-        truncate=spec.truncate,
-        wrap_images=spec.wrap_images,
-    )
+    """The columns of an example, or of a prompt if its last turn is a question.
+
+    Raises:
+      CapacityError: they are more than L and may not be cut; prompts never are.
+    """
+    common: dict[str, Any] = {
+        "format": spec.format,
+        "image_tokens": [count * spec.tokens_per_tile for count in tiles_of],
+        "regions": len(example.regions),
+        "counts": spec.counts,
+        "wrap_images": spec.wrap_images,
+    }
+    if example.turns and example.turns[-1][0] == "human":
+        columns = prompt(example.turns, tokenizer, **common)
+    else:
+        limit = spec.length if spec.truncate else None
+        columns = tokenize(example.turns, tokenizer, max_length=limit, truncate=spec.truncate, **common)
     _check("columns", len(columns.ids), spec.length, "raise the length, use fewer tiles, or truncate")
     return columns
 
@@ -218,14 +224,15 @@ def collate(rows: Sequence[Row], spec: CollateSpec, shape: TaskShape) -> tuple[T
       The rows of the task as numpy arrays leading with the group axis, and the sums of the rows' counters.
     """
     count = shape.rows
+    groups = len(rows) // count
 
     def stack(name: str) -> np.ndarray:
         x = np.stack([getattr(row, name) for row in rows])
-        return x.reshape(-1, count, *x.shape[1:])
+        return x.reshape(groups, count, *x.shape[1:])
 
     def pool(name: str) -> np.ndarray:  # [G, r, n, ...] -> [G, r * n, ...]
         x = stack(name)
-        return x.reshape(len(x), count * x.shape[2], *x.shape[3:])
+        return x.reshape(groups, count * x.shape[2], *x.shape[3:])
 
     number = np.arange(count, dtype=np.int32)[:, None]  # of the row in its group
     source, index, mask_tile = stack("source"), stack("index"), stack("mask_tile")
@@ -239,13 +246,13 @@ def collate(rows: Sequence[Row], spec: CollateSpec, shape: TaskShape) -> tuple[T
         segments=stack("segments"),
         tiles=pool("tiles"),
         masks=pool("masks"),
-        mask_tile=(mask_tile + number * shape.tiles).reshape(len(mask_tile), -1),
+        mask_tile=(mask_tile + number * shape.tiles).reshape(groups, count * shape.regions),
     )
     targets = {}
     for decoder in rows[0].targets:
         names = rows[0].targets[decoder]
         stacked = {name: np.stack([row.targets[decoder][name] for row in rows]) for name in names}
-        targets[decoder] = {k: x.reshape(-1, count, *x.shape[1:]) for k, x in stacked.items()}
+        targets[decoder] = {k: x.reshape(groups, count, *x.shape[1:]) for k, x in stacked.items()}
     batch = TaskRows(inputs, stack("labels"), stack("link_position"), stack("link_valid"), targets)
     return batch, {name: sum(row.counters[name] for row in rows) for name in rows[0].counters}
 

@@ -15,11 +15,11 @@
         },
     }
 
-The keys of a task are those of `collate.TaskShape` and `datasets`. A dataset's key is its loader in `DATASETS`
-unless `loader` names one; `weight` is its share of the task's rows; the rest goes to the loader.
+The keys of a task are those of `collate.TaskShape` and `datasets`. A dataset's key is its loader in
+`DATASETS` unless `loader` names one; `weight` is its share of the task's rows; the rest goes to the loader.
 
-Every dataset of every task is its own stream: shuffled anew in each epoch, repeated for ever, host h of n takes
-records h, h + n, ... of it. Bad records are replaced by the next ones of the same stream (`skip`).
+Every dataset of every task is its own stream: shuffled anew in each epoch, repeated for ever, host h of n
+takes records h, h + n, ... of it. Bad records are replaced by the next ones of the same stream (`skip`).
 """
 
 import functools
@@ -30,6 +30,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from data_pipelines import DATASETS
 from data_pipelines.collate import CollateSpec, TaskShape, blank_row, collate, make_row
@@ -77,8 +78,8 @@ def make_dataset(
     Returns:
       A dataset whose iterator has an exact `get_state` and `set_state`. Its elements:
         "batch": task -> `TaskRows` of numpy arrays that lead with this host's groups;
-        "counters": "<task>/skipped" (bad records), "<task>/dropped_links", "<task>/dropped_targets": what went
-          into this batch, to be added up.
+        "counters": "<task>/skipped" (bad records), "<task>/dropped_links", "<task>/dropped_targets" of this
+          batch alone, to be added up.
 
     Raises:
       ValueError: a mixture that cannot be: unknown keys, datasets, links or decoders.
@@ -114,6 +115,8 @@ def make_dataset(
 
     batches = grain.experimental.ZipIterDataset(tasks).map(functools.partial(_element, tuple(shapes)))
     if workers:
+        if not flags.FLAGS.is_parsed():  # outside of absl.app; Grain's workers read a flag of its own
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch))
         return batches.mp_prefetch(options)
     if prefetch:
@@ -181,7 +184,8 @@ def open_source(name: str, options: Mapping[str, Any], *, spec: CollateSpec, see
     unknown = set(options) - set(takes)
     if unknown:
         raise ValueError(
-            f"dataset {name!r}: the loader {loader!r} does not take {sorted(unknown)}; it takes {', '.join(takes)}"
+            f"dataset {name!r}: the loader {loader!r} does not take {sorted(unknown)}; "
+            f"it takes {', '.join(takes)}"
         )
     shared = {"tile_size": spec.tile_size, "counts": spec.counts, "seed": seed}
     source = DATASETS[loader](**{**{k: v for k, v in shared.items() if k in takes}, **options})

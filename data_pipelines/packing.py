@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several language-only examples in one row, kept apart by segment ids, positions starting again in each.
 
-Grain's first-fit packing does the work: its state is the state of the records plus a place among the packed rows,
-so a resumed run packs the same rows again.
+Grain's first-fit packing does the work: its state is the state of the records plus a place among the packed
+rows, so a resumed run packs the same rows again.
 """
 
 import dataclasses

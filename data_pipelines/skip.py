@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad records: found where they are read, left out where the order of records is known, always counted.
 
-Reading returns the error instead of raising it. Behind the reader, `SkipBad` takes the next record of the same
-dataset in its place, so a dataset keeps its weight in the mixture. It has no state of its own: the position of the
-records is all that a checkpoint needs.
+Reading returns the error instead of raising it. Behind the reader, `SkipBad` takes the next record of the
+same dataset in its place, so a dataset keeps its weight in the mixture. It has no state of its own: the
+position of the records is all that a checkpoint needs.
 """
 
 import dataclasses
@@ -84,8 +84,8 @@ class _SkipBadIterator(grain.DatasetIterator):
                 break
             if skipped >= self._dataset.limit:
                 raise DataError(
-                    f"{skipped} records in a row of the dataset {self._dataset.name!r} cannot be used; the last "
-                    f"one: {row}",
+                    f"{skipped} records in a row of the dataset {self._dataset.name!r} cannot be used; "
+                    f"the last one: {row}",
                     remedy="repair the dataset or take it out of the mixture",
                 ) from row
         return dataclasses.replace(row, counters={**row.counters, "skipped": skipped})
