@@ -29,6 +29,7 @@ setup(
         "jaxtyping>=0.3",
         "numpy>=2.0",
         "pillow>=10.0",
+        "protobuf>=4.21",
         "safetensors>=0.4",
         "sentencepiece>=0.2",
         "tokenizers>=0.21",

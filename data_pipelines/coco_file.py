@@ -87,7 +87,7 @@ def read_coco(file: str) -> CocoFile:
             image["file_name"] = urllib.parse.urlparse(image["coco_url"]).path.lstrip("/")
         need(image, "file_name", str, file=file, index=f"image {number}")
         images[need(image, "id", int, file=file, index=f"image {number}")] = image
-    annotations = {image_id: [] for image_id in images}
+    annotations: dict[int, list[dict]] = {image_id: [] for image_id in images}
     for number, annotation in enumerate(entries["annotations"]):
         place = {"file": file, "index": f"annotation {annotation.get('id', number)}"}
         image_id = need(annotation, "image_id", int, **place)
@@ -140,7 +140,7 @@ def mask_in_tile(
     return mask
 
 
-def _usable(box: Sequence[float], image: dict) -> bool:
+def _usable(box: Sequence[float | int], image: dict) -> bool:
     x, y, w, h = box
     if w < 1 or h < 1:
         return False

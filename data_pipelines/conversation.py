@@ -271,7 +271,7 @@ def _columns(segments, tokenizer, format, image_tokens, regions, counts, wrap_im
             rows.append((token_id, token_id if trained[at] else IGNORE, TEXT, 0))
     columns = np.array(rows, np.int32).T
     links = _mark_links(columns, tokenizer, counts or QueryCounts())
-    return Tokens(*columns, links)
+    return Tokens(columns[0], columns[1], columns[2], columns[3], links)
 
 
 def _pieces(text: str, tokenizer: Tokenizer, split_images: bool) -> list[tuple[int, int]]:
@@ -336,5 +336,10 @@ def _cut(columns: Tokens, max_length: int) -> Tokens:
             "region or the whole answer",
             remedy="raise max_length or use fewer tiles",
         )
-    arrays = (columns.ids, columns.labels, columns.source, columns.index)
-    return Tokens(*(x[:end] for x in arrays), [at for at in columns.links if at.start < end])
+    return Tokens(
+        columns.ids[:end],
+        columns.labels[:end],
+        columns.source[:end],
+        columns.index[:end],
+        [at for at in columns.links if at.start < end],
+    )

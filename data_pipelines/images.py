@@ -10,7 +10,7 @@ import functools
 import io
 import pathlib
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -42,8 +42,8 @@ class Tiling:
     max_tiles: int = 4
 
     def __post_init__(self):
-        if self.mode not in ("anyres", "pad", "square", "stretch"):
-            raise ValueError(f"unknown tiling mode {self.mode!r}, there are anyres, pad, square, stretch")
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"unknown tiling mode {self.mode!r}, there are {', '.join(get_args(Mode))}")
         if self.size < 1 or self.max_tiles < 1:
             raise ValueError(f"size {self.size} and max_tiles {self.max_tiles} have to be positive")
 
@@ -167,7 +167,7 @@ def stretch(image: UInt8[np.ndarray, "h w 3"], size: int) -> Float[np.ndarray, "
 def normalize(tiles: UInt8[np.ndarray, "*T S s 3"] | Float[np.ndarray, "*T S s 3"]):
     """0..255 to CLIP's normalised float32 values, same shape. Training does this on the device."""
     x = tiles.astype(np.float32) / np.float32(255)
-    return (x - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    return (x - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
 
 
 def bilinear(

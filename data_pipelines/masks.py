@@ -9,8 +9,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from data_pipelines.errors import DataError
 from data_pipelines.images import bilinear
 
+# x0, y0, x1, y1 in pixels.
+Box = Sequence[float | int] | Float[np.ndarray, " 4"]
 
-def box_mask(box: Sequence[float], height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:
+
+def box_mask(box: Box, height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:
     """A filled box (x0, y0, x1, y1 in pixels): corners truncated, both ends included, cut at the border.
 
     The released weights saw region masks made this way (official `coco_interactive.py`).
@@ -21,9 +24,7 @@ def box_mask(box: Sequence[float], height: int, width: int) -> UInt8[np.ndarray,
     return mask
 
 
-def box_in_tile(
-    box: Sequence[float], height: int, width: int, size: int
-) -> UInt8[np.ndarray, "{size} {size}"]:
+def box_in_tile(box: Box, height: int, width: int, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
     """A box (x0, y0, x1, y1 in pixels of a height x width picture) as a mask of the stretched S x S tile."""
     x0, y0, x1, y1 = box
     return box_mask(
@@ -107,7 +108,8 @@ def unpack_counts(packed: str | bytes) -> list[int]:
     differences to the run before the previous one (format: pycocotools' maskApi.c).
     """
     data = packed.encode() if isinstance(packed, str) else packed
-    runs, value, shift = [], 0, 0
+    runs: list[int] = []
+    value = shift = 0
     for byte in data:
         bits = byte - 48
         value |= (bits & 31) << shift

@@ -37,7 +37,7 @@ class SentencePieceBackend:
 
     def __init__(self, model: bytes, added: dict[str, Added], legacy: bool):
         self.model, self.added, self.legacy = model, added, legacy
-        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
         proto.normalizer_spec.add_dummy_prefix = legacy
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         # Longest first, as the trie of transformers prefers `<region>` to a token that starts it.
@@ -67,9 +67,9 @@ class SentencePieceBackend:
 
     def _cut_and_encode(self, text: str) -> list[tuple[int, int]]:
         found, begin, eat_left = [], 0, False
-        for match in [*self.cut.finditer(text), None]:
-            token = self.added[match.group()] if match else None
-            between = text[begin : match.start() if match else len(text)]
+        cuts = [(*match.span(), self.added[match.group()]) for match in self.cut.finditer(text)]
+        for start, end, token in [*cuts, (len(text), len(text), None)]:
+            between = text[begin:start]
             if token and token.lstrip:
                 between = between.rstrip()
             if eat_left:
@@ -77,8 +77,8 @@ class SentencePieceBackend:
                 between = between.lstrip()
             found += [(token_id, begin + at) for token_id, at in self._encode(between)]
             if token:
-                found.append((token.id, match.end() - 1))
-                begin, eat_left = match.end(), token.rstrip
+                found.append((token.id, end - 1))
+                begin, eat_left = end, token.rstrip
         return found
 
     def _encode(self, text: str) -> list[tuple[int, int]]:
@@ -113,13 +113,13 @@ class SentencePieceBackend:
     def decode(self, ids: list[int], keep_special: bool) -> str:
         names = {token.id: name for name, token in self.added.items()}
         text, run = "", []
-        for token_id in [*ids, None]:
-            if token_id is not None and token_id not in names:
+        for token_id in ids:
+            if token_id not in names:
                 run.append(token_id)
-            elif token_id is None or keep_special:
-                text += self.processor.decode(run) + names.get(token_id, "")
+            elif keep_special:
+                text += self.processor.decode(run) + names[token_id]
                 run = []
-        return text
+        return text + self.processor.decode(run)
 
     def save(self, folder: pathlib.Path) -> None:
         (folder / "tokenizer.model").write_bytes(self.model)

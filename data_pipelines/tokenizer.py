@@ -168,15 +168,17 @@ def _with_specials_hf(model: tokenizers.Tokenizer, config: dict, place: str) -> 
     roles = {"bos": "bos_token", "eos": "eos_token", "padding": "unk_token"}
     if "unk_token" not in names:
         roles["padding"] = "pad_token"
-    base_ids = {name: model.token_to_id(names.get(role, "")) for name, role in roles.items()}
-    for name, token_id in base_ids.items():
+    base_ids = {}
+    for name, role in roles.items():
+        token_id = model.token_to_id(names.get(role, ""))
         if token_id is None:
             raise DataError(
-                f"the tokenizer has no {roles[name]}",
+                f"the tokenizer has no {role}",
                 file=place,
-                field=roles[name],
+                field=role,
                 remedy="name it in tokenizer_config.json",
             )
+        base_ids[name] = token_id
     missing = [t for t in SPECIAL_TOKENS.values() if model.token_to_id(t) is None]
     model.add_special_tokens(
         [tokenizers.AddedToken(t, lstrip=True, rstrip=True, normalized=False) for t in missing]

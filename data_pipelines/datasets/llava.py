@@ -34,11 +34,11 @@ class LlavaSource:
         Raises:
           DataError: a missing field or picture, or `<image>` in a conversation without a picture.
         """
-        record, place = self.records[index], {"file": self.file, "index": index}
-        turns = read_turns(record, **place)
+        record = self.records[index]
+        turns = read_turns(record, file=self.file, index=index)
         images = []
         if "image" in record:
-            path = self.image_root / need(record, "image", str, **place)
+            path = self.image_root / need(record, "image", str, file=self.file, index=index)
             images.append(self.tiling(load_image(path)))
             turns = keep_first_images(turns)
         marks = sum(text.count(IMAGE_MARK) for _, text in turns)

@@ -146,7 +146,7 @@ class OspreySource:
             placed.append((role, text))
         return placed
 
-    def _same_count(self, found: float, n: int, index: int, field: str) -> None:
+    def _same_count(self, found: float | int, n: int, index: int, field: str) -> None:
         if found != n:
             raise DataError(
                 f"{found:g} rounds for {n} regions",

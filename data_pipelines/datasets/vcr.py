@@ -57,7 +57,7 @@ class VcrSource:
             )
         names = ", ".join(region_text(number) for number in range(1, len(boxes) + 1))
         turns = []
-        for role, text in read_turns(record, **place):
+        for role, text in read_turns(record, file=self.file, index=index):
             text = text.replace(IMAGE_MARK, "").strip()
             if role == "human" and _ALL in text:
                 text = text.replace(_ALL, names)

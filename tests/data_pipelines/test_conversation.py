@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Ids, labels and column sources of conversations, against the golden files and by hand."""
+
 import json
 import pathlib
 

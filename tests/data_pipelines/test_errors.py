@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The error of the data side."""
+
 import pickle
 
 from data_pipelines.errors import DataError

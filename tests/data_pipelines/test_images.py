@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Decoding and tiling of pictures, against the golden files and by hand."""
+
 import io
 import pathlib
 

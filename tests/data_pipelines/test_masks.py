@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Masks from boxes, polygons and run lengths."""
+
 import numpy as np
 import pytest
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Annotation files and question templates."""
+
 import json
 
 import pytest

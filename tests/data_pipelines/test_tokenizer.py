@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Vocabularies and ids; the recorded ones come from transformers 4.34.0."""
+
 import json
 import pathlib
 import pickle
