@@ -9,6 +9,7 @@ says what their labels are instead.
 
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -48,20 +49,25 @@ def run(case: dict, made: dict[str, Tokenizer]) -> conversation.Tokens:
     n = sum(text.count("<image>") for _, text in turns)
     lengths = case["image_token_len"]
     lengths = lengths if isinstance(lengths, list) else [lengths] * n
-    routed = ["[GEN]" in text or "[EDIT]" in text for _, text in turns]
-    emb = max(text.count("[EMB]") for _, text in turns)
+    written = " ".join(text for _, text in turns)
     return conversation.tokenize(
         turns,
         tokenizer,
         format=case["version"],
         image_tokens=lengths,
         regions=sum(text.count("<region>") for _, text in turns),
-        counts=QueryCounts(generation=emb) if any(routed) else QueryCounts(),
+        counts=QueryCounts(_queries("DET|GRD|SEG|POSE", written), _queries("GEN|EDIT", written)),
         # The official limit counts a picture as one column.
         max_length=case["model_max_length"] + sum(lengths) - n,
         truncate=True,
         wrap_images=case["use_im_start_end"],
     )
+
+
+def _queries(tokens: str, text: str) -> int:
+    """Query tokens behind the first link of these kinds; 1 if there is none."""
+    found = re.search(rf"\[(?:{tokens})\]((?:\[EMB\d?\])+)", text)
+    return found.group(1).count("[EMB") if found else 1
 
 
 def cases(goldens: pathlib.Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
