@@ -23,7 +23,7 @@ def batches(groups: int = 8, bad: bool = False, records: int = 1000) -> Any:
         batch = make_batch(seed, groups)
         if bad:
             batch["det"].targets["box"]["y"][:] = float("inf")
-        return {"batch": batch, "counters": {"data/records": 3 * groups}}
+        return {"batch": batch, "counters": {"records": 3 * groups}}
 
     source = grain.MapDataset.range(records).seed(0).shuffle()
     return iter(source.map(element).to_iter_dataset())

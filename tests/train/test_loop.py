@@ -53,7 +53,7 @@ def test_resume_on_another_mesh(whole, tmp_path):
 
 def test_continue_another_run_in_a_new_folder(whole, tmp_path):
     run(tmp_path / "first", 4)
-    state = run(tmp_path / "second", 8, resume=str(tmp_path / "first" / "checkpoints"))
+    state = run(tmp_path / "second", 8, resume=str(tmp_path / "first"))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), whole[1])
 
 
@@ -61,7 +61,7 @@ def test_what_is_written(whole):
     lines = metrics.read(whole[0])
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert lines[0]["tokens"] == 8 * 3 * 6
-    assert lines[0]["data/records"] == 24
+    assert [lines[0]["data/records"], lines[2]["data/records"]] == [24, 72]
     assert lines[0]["tokens_a_second"] > 0
     assert sum(lines[-1][name] for name in lines[-1] if name.startswith("time/")) == pytest.approx(
         1, abs=1e-3
@@ -79,12 +79,12 @@ def test_weights_of_another_run(whole, tmp_path):
             self.extra = param(nnx.initializers.ones, rngs, (3, 4), (None, None))
 
     model = Wider(rngs=nnx.Rngs(1))
-    loaded = load_weights(whole[0] / "checkpoints", model, fresh="^extra$")
+    loaded = load_weights(whole[0], model, fresh="^extra$")
     np.testing.assert_array_equal(loaded.embed[...], whole[1].frozen["embed"][...])
     np.testing.assert_array_equal(loaded.up.kernel[...], whole[1].params["up"]["kernel"][...])
     np.testing.assert_array_equal(loaded.extra[...], jnp.ones((3, 4)))
     with pytest.raises(ValueError, match=r"extra: saved nothing, wanted \(3, 4\)"):
-        load_weights(whole[0] / "checkpoints", model)
+        load_weights(whole[0], model)
 
     save_weights(tmp_path, model)
     again = load_weights(tmp_path, Wider(rngs=nnx.Rngs(2)))
@@ -100,7 +100,7 @@ def test_checkpoint_of_another_shape(whole, tmp_path):
     def make():
         return Longer(rngs=nnx.Rngs(0))
 
-    resume = str(whole[0] / "checkpoints")
+    resume = str(whole[0])
     with pytest.raises(ValueError, match=r"frozen/embed: saved \(32, 16\), wanted \(48, 16\)\n.*workdir"):
         run(tmp_path, 8, make=make, resume=resume)
 

@@ -132,7 +132,7 @@ def load_weights(directory: str | pathlib.Path, model: nnx.Module, fresh: str = 
     """Replaces the parameters of a sharded model by those of another run or of a conversion.
 
     Args:
-      directory: a run folder (its newest step is taken) or one written by `save_weights`.
+      directory: the workdir of a run (its newest step is taken) or a folder written by `save_weights`.
       model: has the shapes and shardings to load into; what was trained and what frozen there does not
         matter.
       fresh: regex; parameters whose path it finds stay as they are if the folder lacks them.
@@ -142,6 +142,8 @@ def load_weights(directory: str | pathlib.Path, model: nnx.Module, fresh: str = 
       ValueError: lists parameters that are missing, not `fresh`, or of another shape.
     """
     root = pathlib.Path(directory).absolute()
+    if (root / "checkpoints").is_dir():
+        root = root / "checkpoints"
     steps = sorted(
         int(path.name) for path in root.glob("*") if path.name.isdigit() and (path / "state").is_dir()
     )

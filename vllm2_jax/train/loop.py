@@ -36,12 +36,12 @@ class LoopConfig:
     """The settings of a run that are neither model, data nor optimizer.
 
     Attributes:
-      workdir: folder of the run; a run found there is continued.
+      workdir: folder of the run; a run found there is continued. Holds `checkpoints/` and `metrics.jsonl`.
       steps: updates of the whole run.
       log_every, save_every: steps between written metrics and between checkpoints.
       keep: checkpoints that stay; older ones are deleted.
-      resume: folder of another run to continue in a new one: state and data position.
-      weights, fresh: folder to take parameters from, and the regex of those it may lack (`load_weights`).
+      resume: workdir of another run to continue in this one: state and position in the data.
+      weights, fresh: where parameters come from, and the regex of those it may lack (`load_weights`).
       bad_steps: steps in a row that may be skipped because they are not finite before the run stops.
       profile_first, profile_steps: window that the profiler records; 0 steps: none.
     """
@@ -68,7 +68,7 @@ def start(config: LoopConfig, plan: Plan, checkpoints: Checkpoints, data: Any) -
     # (2) Another run is to be continued here, with its optimizer, its step and its place in the data.
     if config.resume:
         logging.info("continuing the run %s", config.resume)
-        with Checkpoints(config.resume) as other:
+        with Checkpoints(pathlib.Path(config.resume) / "checkpoints") as other:
             return other.restore(plan.abstract, data)
     # (3) A new run that starts from weights: converted ones, or those of an earlier stage.
     if config.weights:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Watches a run: reads the metrics of finished steps, writes them, and stops a run that has gone wrong."""
 
+import collections
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ class Monitor:
         self._every, self._last, self._bad_steps = every, last, bad_steps
         self._window, self._rate = Window(), Rate()
         self._pending: tuple[int, Any, Mapping[str, int]] | None = None
+        self._counters: collections.Counter[str] = collections.Counter()
         self._bad = self._added = 0
 
     def follow(self, step: int, metrics: Any, counters: Mapping[str, int]) -> None:
@@ -33,7 +35,8 @@ class Monitor:
         Args:
           step: its number.
           metrics: name -> (sum, weight), on the devices.
-          counters: what the data side has counted so far, such as skipped records; written as they are.
+          counters: what the data side has counted in this batch, such as skipped records; written as sums
+            since the run was started or resumed, of this process alone.
 
         Raises:
           NotFiniteError: see `settle`.
@@ -50,6 +53,7 @@ class Monitor:
         if self._pending is None:
             return
         step, metrics, counters = self._pending
+        self._counters.update(counters)
         self._pending = None
         metrics = jax.device_get(metrics)
         self._window.add(metrics)
@@ -67,7 +71,8 @@ class Monitor:
             values = self._window.take()
             values |= self._rate.take(self._added, values["tokens"] * self._added)
             self._added = 0
-            values |= self._clock.shares() | dict(counters)
+            values |= self._clock.shares()
+            values |= {f"data/{name}": count for name, count in self._counters.items()}
             rate = f"{values['tokens_a_second']:.3g}"
             self._bar.set_postfix(loss=f"{values['loss']:.4g}", tokens_a_second=rate)
             self._writer.write(step, values)

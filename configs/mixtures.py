@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixtures: which tasks a batch holds, how many rows of each a group has, and where they come from.
+
+A task's keys are those of `data_pipelines.collate.TaskShape` and `datasets`; a dataset's are a loader of
+`data_pipelines.DATASETS` (`loader`, or its own name), its `weight` in the task, and the loader's own options.
+`{root}` stands for `config.data.root`. A new task is one more entry.
+"""
+
+from typing import Any
+
+# Every scene has one tile; the rows of a group are those of an ordinary batch, interleaved.
+_SYNTHETIC = {
+    "chat": {"rows": 4, "tiles": 1, "datasets": {"synthetic": {"weight": 1.0, "task": "chat"}}},
+    "caption": {"rows": 2, "tiles": 1, "datasets": {"synthetic": {"weight": 1.0, "task": "caption"}}},
+    "region": {
+        "rows": 2,
+        "tiles": 1,
+        "regions": 4,
+        "datasets": {"synthetic": {"weight": 1.0, "task": "region"}},
+    },
+}
+
+# Sizes of the parts from paper table A11; the proportions between datasets were not published, so weights are
+# their listed sizes in thousands.
+_CAPTIONS = {
+    "coco": {"loader": "captions", "weight": 567.0, "annotations": "{root}/coco/captions_train2017.jsonl"},
+    "textcaps": {"loader": "captions", "weight": 22.0, "annotations": "{root}/textcaps/train.jsonl"},
+}
+_CHAT = {
+    "sharegpt4v": {"loader": "llava", "weight": 665.0, "annotations": "{root}/sharegpt4v/train.json"},
+    "allava": {"loader": "llava", "weight": 700.0, "annotations": "{root}/allava/train.json"},
+    "llavar": {"loader": "llava", "weight": 220.0, "annotations": "{root}/llavar/train.json"},
+}
+_REGION_CAPTIONS = {
+    "vg": {"loader": "region_captions", "weight": 2000.0, "annotations": "{root}/vg/train.json"},
+    "refcoco": {"loader": "region_captions", "weight": 200.0, "annotations": "{root}/refcoco/train.json"},
+}
+_RECOGNITION = {
+    "coco": {"loader": "recognition", "weight": 118.0, "annotations": "{root}/coco/instances_train2017.json"},
+    "lvis": {"loader": "recognition", "weight": 100.0, "annotations": "{root}/lvis/lvis_v1_train.json"},
+    "v3det": {
+        "loader": "recognition",
+        "weight": 183.0,
+        "annotations": "{root}/v3det/train.json",
+        "form": "box",
+    },
+}
+
+
+def _with(datasets: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """The same options for every dataset; pictures lie under the dataset's folder."""
+    return {
+        name: {"image_root": entry["annotations"].rpartition("/")[0], **options, **entry}
+        for name, entry in datasets.items()
+    }
+
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "synthetic": _SYNTHETIC,
+    # Stage 1, first phase: one padded tile, captions without a question.
+    "stage1_pretrain": {
+        "caption": {"rows": 6, "tiles": 1, "datasets": _with(_CAPTIONS, image_mode="pad", ask=False)},
+        "region": {
+            "rows": 2,
+            "tiles": 1,
+            "regions": 1,
+            "datasets": _with(_REGION_CAPTIONS, image_mode="pad"),
+        },
+    },
+    # Stage 1, second phase: up to four tiles and the whole picture.
+    "stage1_tune": {
+        "chat": {"rows": 5, "tiles": 5, "datasets": _with(_CHAT, max_tiles=4)},
+        "region": {"rows": 1, "tiles": 5, "regions": 1, "datasets": _with(_REGION_CAPTIONS, max_tiles=4)},
+        "recognition": {"rows": 1, "tiles": 5, "regions": 15, "datasets": _with(_RECOGNITION, max_tiles=4)},
+        "question": {
+            "rows": 1,
+            "tiles": 5,
+            "regions": 10,
+            "datasets": _with(
+                {"vcr": {"weight": 290.0, "annotations": "{root}/vcr/train.jsonl"}}, max_tiles=4
+            ),
+        },
+    },
+}

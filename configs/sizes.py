@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model sizes as plain data: `config.model`. The fields are those of the dataclasses named behind them."""
+
+from typing import Any
+
+_NO_LORA = {"rank": 0, "alpha": 64.0, "dropout": 0.05, "targets": "q|k|v|out|up|down"}
+_ROPE = {"theta": 10_000.0, "scaling": "none", "factor": 1.0, "max_positions": 4096}
+_LLAMA = {"rms_eps": 1e-5, "rope": _ROPE, "qkv_bias": False, "out_bias": False, "lora": _NO_LORA}
+
+MODELS: dict[str, dict[str, Any]] = {
+    # Trains on a laptop; 4 x 4 patches of a 56-pixel tile. Vocabulary 0: as many as the tokenizer has.
+    "tiny": {
+        "vision": {
+            "kind": "clip",
+            "width": 64,
+            "depth": 2,
+            "heads": 4,
+            "mlp": 128,
+            "image_size": 56,
+            "patch": 14,
+        },
+        "vision_layer": -2,
+        "bridge": {"kind": "mlp2x_gelu", "pixel_shuffle": False},
+        "regions": {"hidden": 32, "pooling": "grid_sample", "samples": 0},
+        "llm": {"vocab": 0, "width": 64, "depth": 2, "heads": 4, "kv_heads": 2, "mlp": 128, **_LLAMA},
+        "queries": {"perception": 4, "generation": 64},
+    },
+    # Fits one accelerator with its optimizer; for measurements between tiny and 7b.
+    "mid": {
+        "vision": {
+            "kind": "clip",
+            "width": 256,
+            "depth": 6,
+            "heads": 4,
+            "mlp": 1024,
+            "image_size": 224,
+            "patch": 14,
+        },
+        "vision_layer": -2,
+        "bridge": {"kind": "mlp2x_gelu", "pixel_shuffle": False},
+        "regions": {"hidden": 128, "pooling": "grid_sample", "samples": 0},
+        "llm": {"vocab": 0, "width": 512, "depth": 8, "heads": 8, "kv_heads": 8, "mlp": 1536, **_LLAMA},
+        "queries": {"perception": 4, "generation": 64},
+    },
+    # CLIP-L/14-336 and Vicuna-7B-v1.5 with 26 more tokens: the released VisionLLM v2.
+    "7b": {
+        "vision": {
+            "kind": "clip",
+            "width": 1024,
+            "depth": 24,
+            "heads": 16,
+            "mlp": 4096,
+            "image_size": 336,
+            "patch": 14,
+        },
+        "vision_layer": -2,
+        "bridge": {"kind": "mlp2x_gelu", "pixel_shuffle": False},
+        "regions": {"hidden": 256, "pooling": "grid_sample", "samples": 2304},
+        "llm": {
+            "vocab": 32_026,
+            "width": 4096,
+            "depth": 32,
+            "heads": 32,
+            "kv_heads": 32,
+            "mlp": 11_008,
+            **_LLAMA,
+        },
+        "queries": {"perception": 4, "generation": 64},
+    },
+    # InternViT-6B-448 and InternLM2-Chat-20B; sizes from their public model cards, the vocabulary is the
+    # tokenizer's. The official code runs this variant, no numbers were published for it.
+    "26b": {
+        "vision": {
+            "kind": "internvit",
+            "width": 3200,
+            "depth": 45,
+            "heads": 25,
+            "mlp": 12_800,
+            "image_size": 448,
+            "patch": 14,
+        },
+        "vision_layer": -1,
+        "bridge": {"kind": "internvl_mlp", "pixel_shuffle": True},
+        "regions": {"hidden": 256, "pooling": "grid_sample", "samples": 2304},
+        "llm": {
+            "vocab": 0,
+            "width": 6144,
+            "depth": 48,
+            "heads": 48,
+            "kv_heads": 8,
+            "mlp": 16_384,
+            **_LLAMA,
+            "rope": {"theta": 1e6, "scaling": "dynamic", "factor": 2.0, "max_positions": 32_768},
+        },
+        "queries": {"perception": 4, "generation": 64},
+    },
+}

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a model, or goes on with a run that was interrupted: the same command, also on another mesh.
+
+    python -m launch.train --config configs/stage1_tune_7b.py --workdir runs/tune --config.optimizer.peak=1e-5
+
+On a pod, run it on every host with --multihost. It exits with 0 when all steps are done or when it was asked
+to stop (SIGTERM) and has saved; with 2 when config or data are at fault; with 3 when the loss is not finite.
+"""
+
+import json
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from data_pipelines.errors import DataError
+from launch.build import build_run, data_iterator, describe, loop_config
+from vllm2_jax.train.loop import train
+from vllm2_jax.train.monitor import NotFiniteError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "A file with get_config(), such as configs/base.py:tiny; any key can be set as --config.key=value.",
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints and metrics.jsonl.")
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "One process a host: find the others (TPU pods, Slurm).")
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags and trains."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; config keys are set as --config.key=value")
+    if _MULTIHOST.value:
+        jax.distributed.initialize()
+    # Orbax tells at length what it does; its warnings stay.
+    logging.get_absl_handler().addFilter(lambda line: line.levelno > 20 or "orbax" not in line.pathname)
+    config = _CONFIG.value
+    try:
+        run = build_run(config)
+        logging.info("%s", describe(run))
+        train(
+            loop_config(config, _WORKDIR.value),
+            run.plan,
+            run.train_step,
+            data_iterator(config, run),
+            run.mesh,
+            run.strategy,
+            run_config=json.loads(config.to_json_best_effort()),
+        )
+    except (DataError, ValueError, FileNotFoundError) as error:
+        logging.exception("config or data")
+        print(f"launch.train: {error}", file=sys.stderr)
+        sys.exit(2)
+    except NotFiniteError as error:
+        print(f"launch.train: {error}", file=sys.stderr)
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
