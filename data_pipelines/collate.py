@@ -70,7 +70,7 @@ class TaskShape:
         Each kind has its own range of the K places, in this order.
       pack: put several language-only examples into one row.
       capacities: what the decoder's own collate function needs, for example {"boxes": 100}.
-      strict: copied from `CollateSpec`.
+      strict: see `CollateSpec`, from where the mixture copies it.
     """
 
     rows: int
@@ -162,7 +162,7 @@ def _make_row(example: Example, tokenizer: Tokenizer, spec: CollateSpec, shape: 
     row.positions[:n], row.segments[:n] = np.arange(n), 1
     if shape.decoder is None:
         return row
-    row.counters["dropped_links"] = _place_links(columns.links, row, spec, shape)
+    row.counters["dropped_links"] = _place_links(columns.links, row, shape)
     targets = example.targets.get(shape.decoder)
     if targets is None:
         raise DataError(
@@ -273,12 +273,12 @@ def _index(columns: Tokens, counts: QueryCounts) -> np.ndarray:
     return index
 
 
-def _place_links(links: Sequence[LinkAt], row: Row, spec: CollateSpec, shape: TaskShape) -> int:
+def _place_links(links: Sequence[LinkAt], row: Row, shape: TaskShape) -> int:
     """Writes the links' columns into their places in `row`; returns how many found none."""
     dropped, first = 0, 0
     for token, room in shape.links.items():
         starts = [at.start for at in links if at.token == token]
-        if len(starts) > room and spec.strict:
+        if len(starts) > room and shape.strict:
             raise _too_many(f"[{token.upper()}] links", len(starts), room, "raise the task's `links`")
         dropped += max(0, len(starts) - room)
         for place, start in enumerate(starts[:room], start=first):
