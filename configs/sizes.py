@@ -67,8 +67,8 @@ MODELS: dict[str, dict[str, Any]] = {
         },
         "queries": {"perception": 4, "generation": 64},
     },
-    # InternViT-6B-448 and InternLM2-Chat-20B; sizes from their public model cards, the vocabulary is the
-    # tokenizer's. The official code runs this variant, no numbers were published for it.
+    # InternViT-6B-448 and InternLM2-Chat-20B with 26 more tokens; sizes from their public model
+    # cards. The official code runs this variant, no numbers were published for it.
     "26b": {
         "vision": {
             "kind": "internvit",
@@ -83,7 +83,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "bridge": {"kind": "internvl_mlp", "pixel_shuffle": True},
         "regions": {"hidden": 256, "pooling": "grid_sample", "samples": 2304},
         "llm": {
-            "vocab": 0,
+            "vocab": 92_570,
             "width": 6144,
             "depth": 48,
             "heads": 48,

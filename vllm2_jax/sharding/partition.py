@@ -66,25 +66,25 @@ def place(path: str, leaf: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Plac
     names = ("layers",) * (value.ndim - len(names)) + tuple(names)
     if len(names) != value.ndim:
         raise ValueError(f"{path} has {len(names)} axis names {names} for the shape {tuple(value.shape)}")
-    spec, fallbacks = [], []
-    for size, name in zip(value.shape, names, strict=True):
+    for name in names:
         try:
             axis_names.check(name)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        over = mesh_axes(rules.get(name)) if name else ()
-        ways = math.prod(_axis_size(mesh, axis, name) for axis in over)
-        if size % ways:
-            fallbacks.append(f"{name}: {size} over {'*'.join(f'{axis}={mesh.shape[axis]}' for axis in over)}")
-            over = ()
-        spec.append(over if len(over) > 1 else (over[0] if over else None))
-    used = [axis for entry in spec for axis in mesh_axes(entry)]
+    wanted = [mesh_axes(rules.get(name)) if name else () for name in names]
+    used = [axis for over in wanted for axis in over]
     twice = sorted({axis for axis in used if used.count(axis) > 1})
     if twice:
         raise ValueError(
             f"{path}: the mesh axis {', '.join(twice)} would split two axes of {names}; give the rules of "
             "these names different mesh axes"
         )
+    spec, fallbacks = [], []
+    for size, name, over in zip(value.shape, names, wanted, strict=True):
+        if size % math.prod(_axis_size(mesh, axis, name) for axis in over):
+            fallbacks.append(f"{name}: {size} over {'*'.join(f'{axis}={mesh.shape[axis]}' for axis in over)}")
+            over = ()
+        spec.append(over if len(over) > 1 else (over[0] if over else None))
     return Placement(path, tuple(value.shape), value.dtype, names, P(*spec), tuple(fallbacks))
 
 
