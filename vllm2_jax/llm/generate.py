@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text and super links from embedded prompts: one compiled loop for a whole batch.
 
-Every turn feeds one column of each row through the model. A row is a small state machine: it feeds the token it
-emitted last; if that was a routing token, it feeds the queries of that link, one a turn, whose hidden states are
-what a decoder reads, and only then emits again. All rows share the column of the cache; which columns of a row
-count is a mask, and positions count those. So a row's states are those of one teacher-forced pass over its
-finished sequence, whatever else is in the batch. (The official code feeds a link's queries in the same turn as
-its routing token, and one row at a time: `modeling_visionllmv2.py` 452-546. The numbers are the same.)
+Every turn feeds one column of each row through the model. A row is a small state machine: it feeds the token
+it emitted last; if that was a routing token, it feeds the queries of that link, one a turn, whose hidden
+states are what a decoder reads, and only then emits again. All rows share the column of the cache; which
+columns of a row count is a mask, and positions count those. So a row's states are those of one teacher-forced
+pass over its finished sequence, whatever else is in the batch. (The official code feeds a link's queries in
+the same turn as its routing token, and takes one row only: `modeling_visionllmv2.py` 452-546. The numbers
+are the same.)
 """
 
 import functools
@@ -20,14 +21,14 @@ from jaxtyping import Array, Bool, Float, Int
 from vllm2_jax.llm.cache import KVCache
 from vllm2_jax.llm.llama import Llama
 from vllm2_jax.llm.sampling import Choose, Sampler
-from vllm2_jax.tokens import LINKS, QueryCounts, SpecialIds
+from vllm2_jax.tokens import BANKS, LINKS, QueryCounts, SpecialIds
 
 NO_LINK = -1  # in `Generation.kind`
 
 
 @struct.dataclass
 class Generation:
-    """What came out. Axes: B rows, N columns of budget, K links at most, Q queries of the longest bank, D width.
+    """What came out. Axes: B rows, N columns of budget, K links, Q queries of the longest bank, D width.
 
     Attributes:
       tokens: what each row emitted, the end-of-sequence token or stop sequence included and queries not;
@@ -174,7 +175,9 @@ def generate(
     def goes_on(state: State) -> jax.Array:
         return (state.turn < max_new) & ~state.done.all()
 
-    state, hidden = _start(llm, prompt, valid, max_new, max_links, max(map(counts.of, ("det", "gen"))), ids)
+    state, hidden = _start(
+        llm, prompt, valid, ids, max_new=max_new, max_links=max_links, longest=max(map(counts.of, BANKS))
+    )
     state = jax.lax.while_loop(goes_on, turn, emit(state, hidden, ~state.done))
     return Generation(
         tokens=state.tokens,
@@ -189,12 +192,13 @@ def generate(
 
 def _start(
     llm: Llama,
-    prompt: jax.Array,
-    valid: jax.Array,
+    prompt: Float[Array, "B T D"],
+    valid: Bool[Array, "B T"],
+    ids: SpecialIds,
+    *,
     max_new: int,
     max_links: int,
     longest: int,
-    ids: SpecialIds,
 ) -> tuple[State, jax.Array]:
     """The state after the prompts, and the hidden state of each row's last column."""
     rows, length, width = prompt.shape
@@ -226,7 +230,9 @@ def _start(
 
 
 def _put(table: jax.Array, index: tuple[jax.Array, ...], value: jax.Array, where: jax.Array) -> jax.Array:
-    """Writes one value into each row's own table at the row's own index; nothing where told, or outside."""
+    """Writes one value into each row's own table at the row's own index, if `where` and if it lies inside."""
+    if table.size == 0:
+        return table  # no links are kept at all
 
     def one(row, index, value, where):
         first = jnp.where(where, index[0], row.shape[0])

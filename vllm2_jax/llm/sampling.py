@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-# Chooses each row's next token from (logits [B, V], key, how many tokens each row has emitted [B]). A pytree, so
-# that its settings are arguments of the compiled program and not constants in it.
+# Chooses each row's next token from (logits [B, V], key, how many tokens each row has emitted [B]). A pytree,
+# so that its settings are arguments of the compiled program and not constants in it.
 Choose = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 Scalar = Float[Array, ""] | float
@@ -24,7 +24,7 @@ def sample(
       logits: float32.
       key: randomness; unused at temperature 0.
       temperature: 0 takes the best token; otherwise logits are divided by it.
-      top_p: keeps the fewest tokens that together have at least this probability (and equals of the last one).
+      top_p: keeps the fewest tokens that together have at least this probability, and equals of the last.
     """
 
     def draw() -> Int[Array, " B"]:
