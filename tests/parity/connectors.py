@@ -27,4 +27,5 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
         abstract = jax.eval_shape(lambda config=config: Bridge(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
         bridge = load(tensors, convert.table(config), abstract)
         with jax.default_matmul_precision("highest"):
-            yield f"bridge {name}", np.asarray(bridge(features)), data[f"{name}/out"]
+            out = np.asarray(bridge(features))
+        yield f"bridge {name}", out, data[f"{name}/out"]
