@@ -5,7 +5,16 @@
 source: `len(source)`, `source[i] -> Example`.
 """
 
-from data_pipelines.datasets import captions, llava, osprey, recognition, region_captions, synthetic, vcr
+from data_pipelines.datasets import (
+    captions,
+    llava,
+    osprey,
+    recognition,
+    region_captions,
+    synthetic,
+    tfds,
+    vcr,
+)
 
 DATASETS = {
     "captions": captions.load,
@@ -14,5 +23,6 @@ DATASETS = {
     "recognition": recognition.load,
     "region_captions": region_captions.load,
     "synthetic": synthetic.load,
+    "tfds": tfds.load,
     "vcr": vcr.load,
 }

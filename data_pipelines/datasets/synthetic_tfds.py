@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the synthetic dataset in TFDS format, as array records that `datasets/tfds.py` reads.
 
-    pip install 'vllm2-jax[tensorboard]'     # building needs TensorFlow, reading does not
+    pip install 'vllm2-jax[tfds]'     # building needs TensorFlow, reading does not
     python -m data_pipelines.datasets.synthetic_tfds --task chat --train 10000 --heldout 1000 --out DIR
 
 It is also the pattern for other TFDS datasets of ours: a record has `id`, `image`, `conversation` (a sequence
@@ -96,7 +96,7 @@ def build(
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
             "building a TFDS dataset needs TensorFlow, reading one does not",
-            remedy="pip install 'vllm2-jax[tensorboard]', which brings it",
+            remedy="pip install 'vllm2-jax[tfds]', which brings it",
         )
     records = dict(zip(SPLITS, (train, heldout), strict=True))
     config = SyntheticConfig(task, level, size, {name: n for name, n in records.items() if n})

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixtures: who gets which record, how often, after a crash, with bad records; and packed rows."""
+
+import itertools
+import json
+import logging
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+import data_pipelines.mixture as mixture_module
+from data_pipelines.collate import CollateSpec
+from data_pipelines.errors import DataError
+from data_pipelines.example import Example
+from data_pipelines.mixture import blank_batch, make_dataset, open_source, task_shapes
+from data_pipelines.tokenizer import load_tokenizer
+from data_pipelines.train_tokenizer import TINY_TOKENIZER
+from vllm2_jax.batch import IGNORE
+
+SPEC = CollateSpec(length=96, tile_size=28, tokens_per_tile=4, format="plain")
+
+
+class Numbers:
+    """Record i of a dataset says "<name> i"; the records in `bad` cannot be read."""
+
+    def __init__(self, name, length, bad=()):
+        self.name, self.length, self.bad = name, length, bad
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise DataError(
+                "the picture is broken", file=f"{self.name}.json", field="image", remedy="mend it"
+            )
+        words = "star " * 200 if index == 99 else f"{self.name} {index}"  # 99 is too long
+        return Example(self.name, f"{self.name}.json", str(index), [("human", ""), ("gpt", words)])
+
+
+def load_numbers(*, name="a", length=20, bad=()):
+    return Numbers(name, length, bad)
+
+
+@pytest.fixture(autouse=True)
+def numbers(monkeypatch):
+    monkeypatch.setitem(mixture_module.DATASETS, "numbers", load_numbers)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(TINY_TOKENIZER)
+
+
+def task(rows=2, pack=False, **datasets):
+    entries = {name: {"loader": "numbers", "name": name, **options} for name, options in datasets.items()}
+    return {"rows": rows, "pack": pack, "datasets": entries}
+
+
+def dataset(mixture, tokenizer, **options):
+    return make_dataset(mixture, **{"tokenizer": tokenizer, "spec": SPEC, "groups": 1, "seed": 0, **options})
+
+
+def read(element, tokenizer, name="t"):
+    """The texts of a task's rows, segment by segment."""
+    inputs = element["batch"][name].inputs
+    texts = []
+    for tokens, segments in zip(inputs.tokens.reshape(-1, 96), inputs.segments.reshape(-1, 96), strict=True):
+        for segment in range(1, segments.max() + 1):
+            texts.append(tokenizer.decode(tokens[segments == segment]).strip())
+    return texts
+
+
+def equal(a, b):
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+SYNTHETIC = {
+    "chat": {
+        "rows": 2,
+        "tiles": 1,
+        "datasets": {
+            "synthetic": {"weight": 3, "task": "chat"},
+            "told": {"loader": "synthetic", "task": "caption"},
+        },
+    },
+    "region": {
+        "rows": 1,
+        "tiles": 1,
+        "regions": 2,
+        "datasets": {"synthetic": {"task": "region", "turns": 2}},
+    },
+    "text": {"rows": 1, "pack": True, "datasets": {"synthetic": {"task": "text"}}},
+}
+
+
+def test_every_record_once_an_epoch_in_new_order(tokenizer):
+    elements = itertools.islice(dataset({"t": task(a={"length": 12})}, tokenizer), 12)
+    texts = [text for element in elements for text in read(element, tokenizer)]
+    epochs = [texts[:12], texts[12:]]
+    assert all(set(epoch) == {f"a {i}" for i in range(12)} for epoch in epochs)
+    assert epochs[0] != epochs[1] != sorted(epochs[1])
+
+
+def test_hosts_share_the_records(tokenizer):
+    texts = []
+    for host in range(3):
+        elements = itertools.islice(dataset({"t": task(a={"length": 12})}, tokenizer, host=host, hosts=3), 2)
+        texts.append([text for element in elements for text in read(element, tokenizer)])
+    assert Counter(itertools.chain(*texts)) == Counter(f"a {i}" for i in range(12))
+
+
+def test_weights(tokenizer):
+    mixture = {"t": task(rows=4, a={"weight": 0.7}, b={"weight": 0.3})}
+    elements = itertools.islice(dataset(mixture, tokenizer), 50)
+    counts = Counter(text[0] for element in elements for text in read(element, tokenizer))
+    assert counts == {"a": 140, "b": 60}
+
+
+def test_streams_do_not_depend_on_each_other(tokenizer):
+    alone = dataset({"t": task(a={})}, tokenizer)
+    beside = dataset({"u": task(a={}), "t": task(a={})}, tokenizer)
+    one, two = next(iter(alone)), next(iter(beside))
+    assert read(one, tokenizer) == read(two, tokenizer) != read(two, tokenizer, "u")
+    other = dataset({"t": task(a={})}, tokenizer, seed=1)
+    assert read(next(iter(other)), tokenizer) != read(one, tokenizer)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_resume_is_exact(tokenizer, prefetch):
+    spec = CollateSpec(length=128, tile_size=28, tokens_per_tile=4)
+    made = make_dataset(SYNTHETIC, tokenizer=tokenizer, spec=spec, groups=2, seed=3, prefetch=prefetch)
+    iterator = iter(made)
+    for _ in range(7):
+        next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))  # as a checkpoint stores it
+    expected = [next(iterator) for _ in range(9)]
+    resumed = iter(
+        make_dataset(SYNTHETIC, tokenizer=tokenizer, spec=spec, groups=2, seed=3, prefetch=prefetch)
+    )
+    resumed.set_state(state)
+    assert all(equal(next(resumed), element) for element in expected)
+
+
+def test_bad_records_are_replaced_counted_and_named_once(tokenizer, caplog):
+    mixture = {"t": task(a={"length": 12, "bad": (3, 5)}, b={"length": 100})}
+    iterator = iter(dataset(mixture, tokenizer, prefetch=0))
+    texts, skipped, states, elements = [], 0, [], []
+    with caplog.at_level(logging.WARNING):
+        for _ in range(100):
+            states.append(iterator.get_state())
+            elements.append(next(iterator))
+            texts += read(elements[-1], tokenizer)
+            skipped += elements[-1]["counters"]["t/skipped"]
+    counts = Counter(text[0] for text in texts)
+    assert counts == {"a": 100, "b": 100}  # the dataset keeps its weight
+    assert {text for text in texts if text[0] == "a"} == {f"a {i}" for i in range(12) if i not in (3, 5)}
+    assert Counter(texts)["a 0"] in (9, 10, 11)
+    # 100 good rows of `a` are ten epochs; of `b` one, in which record 99 is too long.
+    assert skipped == 20 + 1
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 3
+    assert "a.json, record 3, field 'image': the picture is broken. Remedy: mend it" in " ".join(messages)
+    assert "b.json, record 99" in " ".join(messages)
+    # A state from before a bad record leads to the same rows and the same count.
+    for at in (0, 13, 57):
+        resumed = iter(dataset(mixture, tokenizer, prefetch=0))
+        resumed.set_state(states[at])
+        assert all(equal(next(resumed), element) for element in elements[at : at + 20])
+
+
+def test_a_dataset_without_a_good_record_ends_the_run(tokenizer):
+    iterator = iter(dataset({"t": task(a={"length": 6, "bad": range(6)})}, tokenizer, prefetch=0))
+    with pytest.raises(DataError, match=r"6 records in a row of the dataset 't/a'.*the picture is broken"):
+        next(iterator)
+
+
+def test_other_errors_are_not_swallowed(tokenizer, monkeypatch):
+    monkeypatch.setattr(Numbers, "__getitem__", lambda self, index: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(iter(dataset({"t": task(a={})}, tokenizer)))
+
+
+def test_one_pass_for_evaluation(tokenizer):
+    mixture = {"t": task(rows=2, a={"length": 11, "bad": (4,)})}
+    texts, skipped, lengths = [], 0, []
+    for host in range(2):
+        elements = list(dataset(mixture, tokenizer, repeat=False, host=host, hosts=2, groups=2))
+        texts.append([text for element in elements for text in read(element, tokenizer)])
+        skipped += sum(element["counters"]["t/skipped"] for element in elements)
+        lengths.append(len(elements))
+        last = elements[-1]["batch"]["t"]
+        assert np.all(last.labels[last.inputs.segments == 0] == IGNORE)
+    assert lengths == [2, 2]  # the same on every host, though record 4 is bad and 11 is odd
+    assert texts[0] == [f"a {i}" for i in (0, 2, 6, 8, 10)]
+    assert texts[1] == [f"a {i}" for i in (1, 3, 5, 7, 9)]
+    assert skipped == 1
+
+
+def test_packing(tokenizer):
+    mixture = {"t": task(rows=2, pack=True, a={"length": 300, "bad": (7,)})}
+    iterator = iter(dataset(mixture, tokenizer, groups=2, prefetch=0))
+    elements, states = [], []
+    for _ in range(14):
+        states.append(iterator.get_state())
+        elements.append(next(iterator))
+    texts = [text for element in elements for text in read(element, tokenizer)]
+    assert len(texts) > 14 * 4 * 8  # of 4 rows a batch, each holds more than eight
+    counts = Counter(texts)
+    assert max(counts.values()) - min(counts.values()) <= 2 and len(counts) == 298  # without 7 and 99
+    rows = elements[0]["batch"]["t"]
+    segments, positions = rows.inputs.segments, rows.inputs.positions
+    begins = np.diff(segments, axis=-1, prepend=0) > 0
+    assert np.all(positions[begins] == 0) and np.all(rows.labels[begins] == IGNORE)
+    inside = ~begins & (segments > 0)
+    assert np.all(np.diff(positions, axis=-1)[inside[..., 1:]] == 1)
+    assert np.all(rows.inputs.tokens[segments == 0] == tokenizer.ids.padding)
+    assert np.mean(segments > 0) > 0.9
+    for at in (1, 6, 11):  # in the middle of the rows that were packed together
+        resumed = iter(dataset(mixture, tokenizer, groups=2, prefetch=0))
+        resumed.set_state(json.loads(json.dumps(states[at])))
+        assert all(equal(next(resumed), element) for element in elements[at : at + 3])
+
+
+def test_worker_processes(tokenizer):
+    mixture = {"chat": {"rows": 2, "tiles": 1, "datasets": {"synthetic": {"task": "chat", "length": 16}}}}
+    spec = CollateSpec(length=96, tile_size=28, tokens_per_tile=4)
+
+    def iterator():
+        return iter(make_dataset(mixture, tokenizer=tokenizer, spec=spec, groups=1, seed=0, workers=2))
+
+    first = iterator()
+    elements = [next(first) for _ in range(8)]
+    single = make_dataset(mixture, tokenizer=tokenizer, spec=spec, groups=1, seed=0)
+    rows = [
+        sorted(np.concatenate([e["batch"]["chat"].inputs.tokens[0] for e in es]).tolist())
+        for es in (elements, itertools.islice(single, 8))
+    ]
+    assert rows[0] == rows[1]  # one epoch, every record once, in another order
+    state = first.get_state()
+    expected = [next(first) for _ in range(3)]
+    resumed = iterator()
+    resumed.set_state(state)
+    assert all(equal(next(resumed), element) for element in expected)
+
+
+def test_blank_batches_have_the_shapes_of_real_ones(tokenizer):
+    spec = CollateSpec(length=128, tile_size=28, tokens_per_tile=4)
+    element = next(iter(make_dataset(SYNTHETIC, tokenizer=tokenizer, spec=spec, groups=3, seed=0)))
+    blank = blank_batch(SYNTHETIC, tokenizer=tokenizer, spec=spec, groups=3)
+    assert jax.tree.structure(element["batch"]) == jax.tree.structure(blank)
+    shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(batch)] for batch in (element["batch"], blank)]
+    assert shapes[0] == shapes[1]
+    assert element["batch"]["region"].inputs.masks.shape == (3, 2, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ({}, "has no task"),
+        ({"t": {"rows": 1, "tile": 1, "datasets": {"a": {}}}}, r"task 't' .*unknown keys \['tile'\]"),
+        ({"t": {"datasets": {"a": {}}}}, "task 't' .*needs `rows`"),
+        ({"t": {"rows": 1, "datasets": {}}}, "task 't' .*needs `rows` and `datasets`"),
+        (
+            {"t": {"rows": 1, "decoder": "unipose", "links": {"pose": 17}, "datasets": {"a": {}}}},
+            "task 't' .*'unipose' has no function",
+        ),
+    ],
+)
+def test_impossible_mixtures(mixture, message):
+    with pytest.raises(ValueError, match=message):
+        task_shapes(mixture)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("coco", {}, "dataset 'coco': unknown loader 'coco', there are captions, .*synthetic"),
+        ("synthetic", {"task": "chat", "taks": 1}, r"'synthetic' does not take \['taks'\]; it takes task"),
+        ("numbers", {"weight": 0}, "weight has to be positive"),
+        ("numbers", {"length": 0}, "has no records"),
+    ],
+)
+def test_impossible_datasets(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(name, options, spec=SPEC, seed=0)
+
+
+def test_impossible_requests(tokenizer):
+    with pytest.raises(ValueError, match="host 2 of 2"):
+        dataset({"t": task(a={})}, tokenizer, host=2, hosts=2)
+    with pytest.raises(ValueError, match="repeat=False takes a mixture of one task"):
+        dataset({"t": task(a={}), "u": task(a={})}, tokenizer, repeat=False)
