@@ -3,7 +3,7 @@
 
 peft 0.6 (the official environment) writes `base_model.model.<path>.weight` for a wrapped model's parameters
 and `<path>.lora_A.default.weight` for adapters; from 0.7 on the base is `<path>.base_layer.weight`; a file of
-adapters alone leaves `.default` out. `plain_names` brings them all to the shortest form, which the tables use.
+adapters alone leaves `.default` out. `plain_names` brings them all to the shortest form, that of the tables.
 """
 
 import re
@@ -58,7 +58,7 @@ def rows(config: LlamaConfig, official: Mapping[str, str]) -> list[Rule]:
 
 
 def transforms(config: LlamaConfig, name: str) -> tuple[Transform, Transform]:
-    """How A [rank, in] and B [out, rank] of a projection become ours, [*inputs, rank] and [rank, *outputs]."""
+    """How A [rank, in] and B [out, rank] of a projection become [*inputs, rank] and [rank, *outputs]."""
     if name == "out":
         return join_heads(config.heads), TRANSPOSE
     if name in ATTENTION:
