@@ -5,6 +5,9 @@
 source: `len(source)`, `source[i] -> Example`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from data_pipelines.datasets import (
     captions,
     llava,
@@ -16,7 +19,7 @@ from data_pipelines.datasets import (
     vcr,
 )
 
-DATASETS = {
+DATASETS: dict[str, Callable[..., Any]] = {
     "captions": captions.load,
     "llava": llava.load,
     "osprey": osprey.load,

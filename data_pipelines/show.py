@@ -140,7 +140,7 @@ def _tint(picture: Image.Image, mask: np.ndarray, colour: tuple[int, int, int]) 
     return Image.composite(Image.new("RGB", picture.size, colour), picture, veil)
 
 
-def _font() -> ImageFont.FreeTypeFont:
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(11)
 
 

@@ -2,6 +2,7 @@
 """The synthetic dataset: scenes from a seed, as examples of every task. It needs no file."""
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 
@@ -130,13 +131,14 @@ def load(
     Raises:
       DataError: an unknown task, level, split, question or form.
     """
-    for field, value, known in (
+    checks: list[tuple[str, str, Collection[str]]] = [
         ("task", task, TASKS),
         ("level", level, LEVELS),
         ("split", split, SPLITS),
         ("form", form, ("box", "mask", "mixed")),
         *(("questions", kind, QUESTIONS) for kind in questions),
-    ):
+    ]
+    for field, value, known in checks:
         if value not in known:
             raise DataError(
                 f"unknown value {value!r}",

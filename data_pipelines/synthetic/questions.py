@@ -19,25 +19,25 @@ _MARGIN = 0.15  # two centres closer than this along an axis have no order along
 def colour(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """What colour is the circle? Red."""
     thing = _pick(rng, [t for t in _shapes(scene) if _alone(scene, kind=t.kind)])
-    return thing and (f"What colour is the {thing.kind}?", sentence(thing.colour))
+    return (f"What colour is the {thing.kind}?", sentence(thing.colour)) if thing else None
 
 
 def shape(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """What shape is red? A circle."""
     thing = _pick(rng, [t for t in _shapes(scene) if _alone(scene, colour=t.colour)])
-    return thing and (f"What shape is {thing.colour}?", sentence(with_article(thing.kind)))
+    return (f"What shape is {thing.colour}?", sentence(with_article(thing.kind))) if thing else None
 
 
 def size(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """Is the circle small or large? Large."""
     thing = _pick(rng, [t for t in _shapes(scene) if _alone(scene, kind=t.kind)])
-    return thing and (f"Is the {thing.kind} small or large?", sentence(thing.size))
+    return (f"Is the {thing.kind} small or large?", sentence(thing.size)) if thing else None
 
 
 def where(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """Where is the circle? Top left."""
     thing = _pick(rng, [t for t in scene.things if _alone(scene, kind=t.kind) and place(t, scene)])
-    return thing and (f"Where is the {thing.kind}?", sentence(str(place(thing, scene))))
+    return (f"Where is the {thing.kind}?", sentence(str(place(thing, scene)))) if thing else None
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Pair | None:

@@ -13,7 +13,9 @@ from data_pipelines.synthetic.scene import COLOURS, Scene, Thing
 # Everything is painted at three times the resolution: averaging 3 x 3 pixels smooths the edges, and the
 # middle one tells what lies at the centre of the pixel. That needs an odd number.
 _FINE = 3
-_SKIN, _TROUSERS, _EYES = (224, 172, 130), (70, 72, 90), (30, 25, 20)
+_SKIN, _TROUSERS, _EYES, _NOSE = (224, 172, 130), (70, 72, 90), (30, 25, 20), (190, 120, 90)
+
+Colour = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,8 @@ def render(scene: Scene, size: int) -> Rendering:
 def boxes_of(masks: np.ndarray) -> np.ndarray:
     """Tight boxes [n, 4] (x0, y0, x1, y1; ends exclusive) of boolean masks [n, h, w]; 0 for empty ones."""
     boxes = np.zeros((len(masks), 4), np.float32)
-    for box, columns, rows in zip(boxes, masks.any(1), masks.any(2), strict=True):
-        xs, ys = np.flatnonzero(columns), np.flatnonzero(rows)
+    for box, mask in zip(boxes, masks, strict=True):
+        xs, ys = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
         if len(xs):
             box[:] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
     return boxes
@@ -81,49 +83,54 @@ class _Canvas:
     """A picture and a map of which thing owns each pixel, painted with the same strokes."""
 
     def __init__(self, scene: Scene, width: int, height: int):
-        column = np.linspace(*np.array(scene.background, np.float32), height).round().astype(np.uint8)
+        top, bottom = np.array(scene.background, np.float32)
+        column = np.linspace(top, bottom, height).round().astype(np.uint8)
         self.picture = Image.fromarray(np.repeat(column[:, None], width, axis=1))
         self.owner = Image.new("L", (width, height))
-        self.draws = ImageDraw.Draw(self.picture), ImageDraw.Draw(self.owner)
+        self.draw, self.claim = ImageDraw.Draw(self.picture), ImageDraw.Draw(self.owner)
 
-    def polygon(self, points: np.ndarray, colour: tuple, number: int) -> None:
-        for draw, fill in zip(self.draws, (colour, number), strict=True):
-            draw.polygon(points.ravel().tolist(), fill=fill)
+    def polygon(self, points: np.ndarray, colour: Colour, number: int) -> None:
+        corners = points.ravel().tolist()
+        self.draw.polygon(corners, fill=colour)
+        self.claim.polygon(corners, fill=number)
 
-    def disc(self, x: float, y: float, r: float, colour: tuple, number: int) -> None:
-        for draw, fill in zip(self.draws, (colour, number), strict=True):
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+    def disc(self, centre: np.ndarray, r: float, colour: Colour, number: int) -> None:
+        box = (*(centre - r).tolist(), *(centre + r).tolist())
+        self.draw.ellipse(box, fill=colour)
+        self.claim.ellipse(box, fill=number)
 
-    def ring(self, x: float, y: float, r: float, width: float, colour: tuple, number: int) -> None:
-        for draw, outline in zip(self.draws, (colour, number), strict=True):
-            draw.ellipse((x - r, y - r, x + r, y + r), outline=outline, width=round(width))
+    def ring(self, centre: np.ndarray, r: float, width: float, colour: Colour, number: int) -> None:
+        box = (*(centre - r).tolist(), *(centre + r).tolist())
+        self.draw.ellipse(box, outline=colour, width=round(width))
+        self.claim.ellipse(box, outline=number, width=round(width))
 
-    def stroke(self, points: np.ndarray, width: float, colour: tuple, number: int) -> None:
+    def stroke(self, points: np.ndarray, width: float, colour: Colour, number: int) -> None:
         """A thick line with round ends and joints."""
-        for draw, fill in zip(self.draws, (colour, number), strict=True):
-            draw.line(points.ravel().tolist(), fill=fill, width=round(width))
-        for x, y in points:
-            self.disc(x, y, width / 2, colour, number)
+        line = points.ravel().tolist()
+        self.draw.line(line, fill=colour, width=round(width))
+        self.claim.line(line, fill=number, width=round(width))
+        for point in points:
+            self.disc(point, width / 2, colour, number)
 
 
 def _paint(canvas: _Canvas, thing: Thing, scale: float, number: int) -> None:
     """Paints one thing as owner `number`; `scale` is in fine pixels a unit."""
-    x, y, r, colour = thing.x * scale, thing.y * scale, thing.radius * scale, COLOURS[thing.colour]
+    centre, r, colour = np.array([thing.x, thing.y]) * scale, thing.radius * scale, COLOURS[thing.colour]
     if thing.kind == "circle":
-        canvas.disc(x, y, r, colour, number)
+        canvas.disc(centre, r, colour, number)
     elif thing.kind == "ring":
-        canvas.ring(x, y, r, 0.38 * r, colour, number)
+        canvas.ring(centre, r, 0.38 * r, colour, number)
     elif thing.kind == "person":
-        _paint_person(canvas, np.array(thing.joints) * r + (x, y), r, colour, number)
+        _paint_person(canvas, np.array(thing.joints) * r + centre, r, colour, number)
     elif thing.kind == "sign":
-        _paint_sign(canvas, thing, x, y, r, number)
+        _paint_sign(canvas, thing, centre, r, number)
     else:
         cos, sin = np.cos(thing.angle), np.sin(thing.angle)
-        outline = _OUTLINES[thing.kind] @ np.array([[cos, sin], [-sin, cos]]) * r + (x, y)
+        outline = _OUTLINES[thing.kind] @ np.array([[cos, sin], [-sin, cos]]) * r + centre
         canvas.polygon(outline, colour, number)
 
 
-def _paint_person(canvas: _Canvas, points: np.ndarray, r: float, shirt: tuple, number: int) -> None:
+def _paint_person(canvas: _Canvas, points: np.ndarray, r: float, shirt: Colour, number: int) -> None:
     def at(*names: str) -> np.ndarray:
         return points[[INDEX[name] for name in names]]
 
@@ -135,22 +142,23 @@ def _paint_person(canvas: _Canvas, points: np.ndarray, r: float, shirt: tuple, n
     canvas.polygon(trunk, shirt, number)
     canvas.stroke(trunk, 0.12 * r, shirt, number)
     head = at("left ear", "right ear").mean(0)
-    canvas.stroke(np.stack([at("left shoulder", "right shoulder").mean(0), head]), 0.12 * r, _SKIN, number)
-    canvas.disc(*head, HEAD_RADIUS * r, _SKIN, number)
-    for x, y in at("left eye", "right eye"):
-        canvas.disc(x, y, 0.04 * r, _EYES, number)
-    canvas.disc(*at("nose")[0], 0.045 * r, (190, 120, 90), number)
+    neck = at("left shoulder", "right shoulder").mean(0)
+    canvas.stroke(np.stack([neck, head]), 0.12 * r, _SKIN, number)
+    canvas.disc(head, HEAD_RADIUS * r, _SKIN, number)
+    for eye in at("left eye", "right eye"):
+        canvas.disc(eye, 0.04 * r, _EYES, number)
+    canvas.disc(at("nose")[0], 0.045 * r, _NOSE, number)
 
 
-def _paint_sign(canvas: _Canvas, thing: Thing, x: float, y: float, r: float, number: int) -> None:
-    board = np.array([(-1, -0.5), (1, -0.5), (1, 0.5), (-1, 0.5)]) * r + (x, y)
+def _paint_sign(canvas: _Canvas, thing: Thing, centre: np.ndarray, r: float, number: int) -> None:
+    board = np.array([(-1, -0.5), (1, -0.5), (1, 0.5), (-1, 0.5)]) * r + centre
     canvas.polygon(board, COLOURS[thing.colour], number)
-    ink = "white" if sum(COLOURS[thing.colour]) < 400 else "black"
-    canvas.draws[0].text((x, y), thing.word, COLOURS[ink], _font(max(6, round(0.72 * r))), anchor="mm")
+    ink = COLOURS["white" if sum(COLOURS[thing.colour]) < 400 else "black"]
+    canvas.draw.text(tuple(centre.tolist()), thing.word, ink, _font(max(6, round(0.72 * r))), anchor="mm")
 
 
 @functools.lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
