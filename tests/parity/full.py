@@ -7,7 +7,7 @@ Rows of padding are left out: they mean nothing and the official mask lets them 
 """
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,8 @@ NAMES = (
 STATES = {"gdino": "text_query", "sd": "queries", "ip2p": "queries"}
 
 
-def cases(folder: pathlib.Path) -> Iterator[Case]:
-    for name in NAMES:
+def cases(folder: pathlib.Path, names: Sequence[str] = NAMES) -> Iterator[Case]:
+    for name in names:
         data = goldens.arrays(folder, name)
         for label, got, want in _one(folder, name, data):
             yield f"{name} {label}", got, want

@@ -46,6 +46,7 @@ class Probe(nnx.Module):
 
 
 decoders.DECODERS["probe"] = Probe
+visionllmv2.DECODER_TABLES["probe"] = ("probe.", lambda config: [])
 
 
 def config_for(folder: pathlib.Path, name: str) -> tuple[ModelConfig, dict[str, np.ndarray]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm2_jax.convert import bridge, clip, internlm2, internvit, llama, regions
+from vllm2_jax.convert import bridge, clip, internlm2, internvit, llama, lora, regions
 from vllm2_jax.convert.rules import ConversionError, Rule, Table, prefixed
 from vllm2_jax.convert.rules import export as export_tensors
 from vllm2_jax.convert.rules import load as load_tensors
@@ -51,14 +51,15 @@ def load(tensors: Mapping[str, Any], model: VisionLLMv2, config: ModelConfig) ->
     """The model with a released checkpoint's weights.
 
     Args:
-      tensors: official name -> array; may be lazy, see `rules.load`.
+      tensors: official name -> array; may be lazy, see `rules.load`. Names that peft has changed are
+        understood.
       model: abstract or real, sharded or not; gives shapes, dtypes and places.
       config: of the model.
 
     Raises:
       ConversionError: lists every tensor that does not fit.
     """
-    return load_tensors(tensors, table(config, names_of(tensors)), model)
+    return load_tensors(lora.plain_names(tensors), table(config, names_of(tensors)), model)
 
 
 def export(model: Any, config: ModelConfig, llm: str = "llama") -> dict[str, np.ndarray]:
