@@ -29,7 +29,7 @@ from data_pipelines.synthetic.words import expressions
 
 def detect(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Settings) -> Built | None:
     """Boxes and masks of all things of the classes asked for; some of those are not there."""
-    seen = render(scene, settings.decoder_size)
+    seen = _seen(scene, view, settings)
     kinds = np.array([thing.kind for thing in scene.things])
     classes = _classes(set(kinds), rng)
     targets = _objects(seen, seen.masks, np.array([classes.index(kind) for kind in kinds]))
@@ -38,7 +38,7 @@ def detect(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Se
 
 def refer(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Settings) -> Built | None:
     """The one thing that an expression fits."""
-    seen = render(scene, settings.decoder_size)
+    seen = _seen(scene, view, settings)
     number = int(rng.integers(len(scene.things)))
     phrases = expressions(scene, number)
     if not phrases or not seen.masks[number].any():
@@ -51,7 +51,7 @@ def refer(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Set
 
 def segment(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Settings) -> Built | None:
     """One mask for each class that is there: the union of its things."""
-    seen = render(scene, settings.decoder_size)
+    seen = _seen(scene, view, settings)
     kinds = np.array([thing.kind for thing in scene.things])
     present = sorted(set(kinds))
     classes = _classes(set(kinds), rng)
@@ -63,7 +63,7 @@ def segment(scene: Scene, view: Rendering, rng: np.random.Generator, settings: S
 def pose(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Settings) -> Built | None:
     """Boxes and keypoints of people: all 17 keypoints or a random part of them, shuffled."""
     people = [i for i, thing in enumerate(scene.things) if thing.kind == "person"]
-    seen = render(scene, settings.decoder_size)
+    seen = _seen(scene, view, settings)
     people = [i for i in people if seen.masks[i].any()]
     if not people:
         return None
@@ -77,6 +77,12 @@ def pose(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Sett
     targets["visibility"] = np.stack(visibility)[:, order]
     slots, links = ["person", ", ".join(names)], [(["person"], "det"), (names, "pose")]
     return _built("pose", rng, settings, slots, links, targets, {"keypoints": names})
+
+
+def _seen(scene: Scene, view: Rendering, settings: Settings) -> Rendering:
+    """The picture of the decoder: the tower's own where both have one size."""
+    same = min(view.image.shape[:2]) == settings.decoder_size
+    return view if same else render(scene, settings.decoder_size)
 
 
 def _classes(present: set[str], rng: np.random.Generator) -> list[str]:
