@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from vllm2_jax.llm.llama import LlamaConfig
-from vllm2_jax.vision.bridge import BridgeConfig
-from vllm2_jax.vision.clip import CLIPConfig
-from vllm2_jax.vision.internvit import InternViTConfig
-from vllm2_jax.vision.regions import RegionConfig
 
 from tests.parity import goldens
 from vllm2_jax import decoders
 from vllm2_jax.batch import IMAGE, LINK, REGION, TEXT, Inputs
 from vllm2_jax.convert import visionllmv2
 from vllm2_jax.decoders.decoder import Weighted
+from vllm2_jax.llm.llama import LlamaConfig
 from vllm2_jax.model import ModelConfig, VisionLLMv2
 from vllm2_jax.nn.rope import RopeConfig
 from vllm2_jax.tokens import LINKS, QueryCounts
+from vllm2_jax.vision.bridge import BridgeConfig
+from vllm2_jax.vision.clip import CLIPConfig
+from vllm2_jax.vision.internvit import InternViTConfig
+from vllm2_jax.vision.regions import RegionConfig
 
 
 class Probe(nnx.Module):
