@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.weights import randomized
 from vllm2_jax.nn.stack import REMAT
 from vllm2_jax.vision import VISION, build_vision
 from vllm2_jax.vision.clip import CLIPConfig
 from vllm2_jax.vision.internvit import InternViTConfig
 
 SIZES = {"width": 12, "depth": 5, "heads": 3, "mlp": 20, "image_size": 28}
-CONFIGS = {"clip": CLIPConfig(**SIZES), "internvit": InternViTConfig(**SIZES, layer_scale=1.0)}
+CONFIGS = {"clip": CLIPConfig(**SIZES), "internvit": InternViTConfig(**SIZES)}
 
 
 @pytest.fixture(params=CONFIGS)
@@ -26,7 +27,7 @@ def config(request):
 
 @functools.cache
 def build(config, dtype=jnp.float32, **kwargs):
-    return jax.jit(lambda: build_vision(config, dtype=dtype, rngs=nnx.Rngs(3), **kwargs))()
+    return randomized(lambda: build_vision(config, dtype=dtype, rngs=nnx.Rngs(0), **kwargs))
 
 
 def pixels(size=28, dtype=jnp.float32):
@@ -147,7 +148,6 @@ def test_other_image_sizes():
         (CONFIGS["clip"], "eps", {"eps": 0.5}),
         (CONFIGS["internvit"], "eps", {"eps": 0.5}),
         (CONFIGS["internvit"], "qk_norm", {"qk_norm": False}),
-        (CONFIGS["internvit"], "layer_scale", {"layer_scale": 0.5}),
         (CONFIGS["clip"], "heads", {"heads": 2}),
     ],
 )
@@ -169,6 +169,12 @@ def test_biases_of_internvit_follow_the_config():
         "head_dim",
         "embed",
     )
+
+
+def test_layer_scale_starts_where_the_config_says():
+    config = dataclasses.replace(CONFIGS["internvit"], layer_scale=0.25)
+    blocks = jax.jit(lambda: build_vision(config, dtype=jnp.float32, rngs=nnx.Rngs(0)).blocks.scale1[...])()
+    np.testing.assert_array_equal(blocks, np.full((5, 12), 0.25))
 
 
 def test_heads_must_divide_the_width():
