@@ -9,7 +9,7 @@ The part behind the colon is a model size, a key of `configs.sizes.MODELS` ("tin
 import ml_collections
 
 from configs.groups import GROUPS
-from configs.mixtures import MIXTURES
+from configs.mixtures import HELDOUT, MIXTURES
 from configs.sizes import MODELS
 
 
@@ -47,6 +47,14 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
     config.data.workers = 0  # processes that read, on each host; part of what a resumed run must keep
     config.data.threads = 4  # threads that read, in each process and for each dataset
     config.data.prefetch = 2  # batches made ahead, on each host
+
+    config.eval = ml_collections.ConfigDict()  # questions with known answers, see `launch/heldout.py`
+    config.eval.tasks = ml_collections.ConfigDict(HELDOUT["synthetic"])  # as a mixture, without rows
+    config.eval.examples = 200  # records of each dataset that `launch.evaluate` asks about
+    config.eval.every = 0  # steps between short evaluations during training; 0: none
+    config.eval.quick = 32  # records of each dataset in a short one
+    config.eval.rows = 32  # prompts answered at once, on each host
+    config.eval.max_new = 48  # columns of an answer, link queries included
 
     config.optimizer = ml_collections.ConfigDict()  # AdamW, see `train.optimizer.OptimizerConfig`
     config.optimizer.groups = GROUPS["all"]  # what is trained: (regex, multiplier or None for frozen)

@@ -82,3 +82,15 @@ MIXTURES: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+# Questions with known answers for evaluation; the same form without rows.
+HELDOUT: dict[str, dict[str, Any]] = {
+    "synthetic": {
+        task: {
+            "tiles": 1,
+            "regions": 1 if task == "region" else 0,
+            "datasets": {"synthetic": {"task": task, "split": "heldout"}},
+        }
+        for task in ("chat", "caption", "region")
+    },
+}

@@ -3,23 +3,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from data_pipelines.collate import CollateSpec, TaskShape, blank_row, collate, make_row
+from data_pipelines.collate import TaskShape, blank_row, collate, make_row
 from data_pipelines.conversation import stop_id
 from data_pipelines.example import Example
-from data_pipelines.tokenizer import Tokenizer
+from launch.build import Run
 from vllm2_jax.batch import Inputs, flatten_groups
 from vllm2_jax.llm.generate import Generation, cut_at, generate
 from vllm2_jax.llm.sampling import Sampler
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.nn.axes import axis_rules
-from vllm2_jax.sharding.partition import global_batch
-from vllm2_jax.sharding.strategies import Strategy
+from vllm2_jax.sharding.partition import global_batch, host_share
 from vllm2_jax.tokens import LINKS
 
 
@@ -50,7 +49,7 @@ class AnswerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One answer: its text, whether it ended by itself, and the links it called (fields of `SpecialIds`)."""
+    """One answer: its text, whether it ended by itself, and the links it called (`tokens.Link.token`)."""
 
     text: str
     finished: bool
@@ -58,71 +57,69 @@ class Answer:
 
 
 class Answerer:
-    """Answers examples whose last turn is a question. Compiles once, whatever the number of examples."""
+    """Answers examples whose last turn is a question. Compiles once, whatever the number of examples.
 
-    def __init__(
-        self,
-        model: VisionLLMv2,
-        tokenizer: Tokenizer,
-        spec: CollateSpec,
-        config: AnswerConfig,
-        mesh: Mesh,
-        strategy: Strategy,
-    ):
-        """`spec.length` bounds the prompts; `mesh` and `strategy` are those the model lies on."""
-        self.model, self.tokenizer, self.spec, self.config = model, tokenizer, spec, config
-        self.mesh, self.strategy = mesh, strategy
+    Each host computes its share of every batch of prompts; all hosts get all answers.
+    """
+
+    def __init__(self, run: Run, config: AnswerConfig):
+        """`run` gives tokenizer, conversation format, length of the prompts and the mesh of the model."""
+        self.run, self.config = run, config
+        # Prompts that are too long raise: an answer to half a question is worth nothing.
+        self.spec = dataclasses.replace(run.spec, truncate=False, strict=True)
         self.shape = TaskShape(rows=1, tiles=config.tiles, regions=config.regions)
-        ending = stop_id(tokenizer, spec.format)
-        sequences = [tuple(tokenizer.encode(text)) for text in config.stop]
-        if ending != tokenizer.ids.eos:
-            sequences.append((ending,))
+        ids = run.tokenizer.ids
+        ending = stop_id(run.tokenizer, run.spec.format)
+        stop = [tuple(run.tokenizer.encode(text)) for text in config.stop]
         self._generate = jax.jit(
             functools.partial(
                 _generate,
-                ids=tokenizer.ids,
+                ids=ids,
                 max_new=config.max_new,
                 max_links=config.max_links,
-                stop=tuple(sequences),
+                stop=tuple(stop if ending == ids.eos else [*stop, (ending,)]),
             )
         )
 
-    def __call__(self, examples: Sequence[Example]) -> Iterator[Answer]:
-        """The answers in the order of the examples; every host has to pass as many.
+    def __call__(self, model: VisionLLMv2, examples: Sequence[Example]) -> list[Answer]:
+        """The answers, in the order of the examples; every host passes the same ones.
 
         Raises:
           DataError: a prompt that is wrong or does not fit; names file and record.
         """
-        rows = [make_row(example, self.tokenizer, self.spec, self.shape) for example in examples]
-        blank = blank_row(self.tokenizer, self.spec, self.shape)
-        for start in range(0, len(rows), self.config.rows):
-            part = rows[start : start + self.config.rows]
-            filled = [*part, *[blank] * (self.config.rows - len(part))]
-            host, _ = collate(filled, self.spec, self.shape)
-            yield from self._decode(self._run(host.inputs, start), len(part))
+        part, parts = host_share(self.run.mesh, self.run.strategy.rules)
+        count = self.config.rows * parts
+        blank = blank_row(self.run.tokenizer, self.spec, self.shape)
+        answers: list[Answer] = []
+        for start in range(0, len(examples), count):
+            now = examples[start : start + count]
+            mine = now[part * self.config.rows : (part + 1) * self.config.rows]
+            rows = [make_row(example, self.run.tokenizer, self.spec, self.shape) for example in mine]
+            rows += [blank] * (self.config.rows - len(rows))
+            host, _ = collate(rows, self.spec, self.shape)
+            made = self._run(model, host.inputs, start)
+            answers += [self._decode(made, row) for row in range(len(now))]
+        return answers
 
-    def _run(self, inputs: Inputs, start: int) -> Generation:
-        """Generates for one host batch of every process; returns this process's rows as numpy."""
+    def _run(self, model: VisionLLMv2, inputs: Inputs, start: int) -> Generation:
+        """Generates for one batch; all hosts get all rows, as numpy arrays."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), start)
         sampler = Sampler(self.config.temperature, self.config.top_p)
-        with jax.set_mesh(self.mesh), axis_rules(self.strategy.activation_rules):
-            placed = global_batch(self.mesh, self.strategy.rules, inputs)
-            made = self._generate(self.model, placed, key, sampler)
-        made = made.replace(states=None)
-        if jax.process_count() == 1:
-            return jax.device_get(made)
-        everyone = multihost_utils.process_allgather(made, tiled=True)
-        mine = slice(jax.process_index() * self.config.rows, (jax.process_index() + 1) * self.config.rows)
-        return jax.tree.map(lambda x: x[mine], everyone)
+        with jax.set_mesh(self.run.mesh), axis_rules(self.run.strategy.activation_rules):
+            placed = global_batch(self.run.mesh, self.run.strategy.rules, inputs)
+            made = self._generate(model, placed, key, sampler)
+        # Text only: the states of links stay on the devices, where a decoder would read them.
+        return jax.tree.map(
+            lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), made.replace(states=None)
+        )
 
-    def _decode(self, made: Generation, count: int) -> Iterator[Answer]:
-        stops = self.config.stop
-        names = {getattr(self.tokenizer.ids, link.token): link.token for link in LINKS}
-        for row in range(count):
-            ids = made.tokens[row, : made.lengths[row]]
-            text = cut_at(self.tokenizer.decode(ids), stops).strip()
-            links = tuple(names[int(i)] for i in ids if int(i) in names)
-            yield Answer(text, bool(made.finished[row]), links)
+    def _decode(self, made: Generation, row: int) -> Answer:
+        tokenizer = self.run.tokenizer
+        ids = made.tokens[row, : made.lengths[row]]
+        links = tuple(LINKS[kind].token for kind in made.kind[row] if kind >= 0)
+        return Answer(
+            cut_at(tokenizer.decode(ids), self.config.stop).strip(), bool(made.finished[row]), links
+        )
 
 
 def _generate(
@@ -142,12 +139,3 @@ def _generate(
         max_links=max_links,
         stop=stop,
     )
-
-
-def prompts(example: Example) -> list[tuple[Example, str]]:
-    """One (example that ends with a question, true answer) for each turn, with the true turns before it."""
-    pairs = []
-    for i, (who, text) in enumerate(example.turns):
-        if who == "gpt":
-            pairs.append((dataclasses.replace(example, turns=example.turns[:i]), text))
-    return pairs

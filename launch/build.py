@@ -25,7 +25,7 @@ from vllm2_jax.sharding.strategies import Strategy
 from vllm2_jax.tokens import QueryCounts
 from vllm2_jax.train.loop import LoopConfig
 from vllm2_jax.train.optimizer import OptimizerConfig, make_schedule, make_tx
-from vllm2_jax.train.state import Plan, plan
+from vllm2_jax.train.state import Plan, TrainState, plan
 from vllm2_jax.train.step import make_train_step
 from vllm2_jax.vision import VISION
 from vllm2_jax.vision.bridge import BridgeConfig
@@ -135,31 +135,26 @@ def collate_spec(config: Config, model: ModelConfig, *, strict: bool = True) -> 
     )
 
 
-def mixture(config: Config) -> dict[str, Any]:
-    """The mixture with `{root}` in its paths replaced.
+def fill_root(value: Any, root: str) -> Any:
+    """A mixture with `{root}` in its paths replaced.
 
     Raises:
       ValueError: a path needs a root and there is none.
     """
-    root = config.data.root
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: fill(entry) for key, entry in value.items()}
-        if isinstance(value, str) and "{root}" in value:
-            if not root:
-                raise ValueError(f"the mixture reads {value}: give the folder as --config.data.root=FOLDER")
-            return value.replace("{root}", root)
-        return value
-
-    return fill(config.data.mixture.to_dict())
+    if isinstance(value, Mapping):
+        return {key: fill_root(entry, root) for key, entry in value.items()}
+    if isinstance(value, str) and "{root}" in value:
+        if not root:
+            raise ValueError(f"the mixture reads {value}: give the folder as --config.data.root=FOLDER")
+        return value.replace("{root}", root)
+    return value
 
 
 def data_iterator(config: Config, run: Run) -> Any:
     """The batches of this process, for `train.loop.train`."""
     host, hosts = host_share(run.mesh, run.strategy.rules)
     dataset = make_dataset(
-        mixture(config),
+        fill_root(config.data.mixture.to_dict(), config.data.root),
         tokenizer=run.tokenizer,
         spec=run.spec,
         groups=config.data.groups // hosts,
@@ -171,6 +166,11 @@ def data_iterator(config: Config, run: Run) -> Any:
         prefetch=config.data.prefetch,
     )
     return iter(dataset)
+
+
+def rebuild(run: Run, state: TrainState) -> VisionLLMv2:
+    """The model inside a train state."""
+    return nnx.merge(run.plan.graphdef, state.params, state.frozen)
 
 
 def loop_config(config: Config, workdir: str) -> LoopConfig:

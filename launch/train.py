@@ -7,6 +7,7 @@ On a pod, run it on every host with --multihost. It exits with 0 when all steps 
 to stop (SIGTERM) and has saved; with 2 when config or data are at fault; with 3 when the loss is not finite.
 """
 
+import functools
 import json
 import sys
 
@@ -15,7 +16,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from data_pipelines.errors import DataError
-from launch.build import build_run, data_iterator, describe, loop_config
+from launch.build import build_run, data_iterator, describe, loop_config, rebuild
+from launch.heldout import hooks
 from vllm2_jax.train.loop import train
 from vllm2_jax.train.monitor import NotFiniteError
 
@@ -48,6 +50,7 @@ def main(argv: list[str]) -> None:
             run.mesh,
             run.strategy,
             run_config=json.loads(config.to_json_best_effort()),
+            hooks=hooks(config, run, functools.partial(rebuild, run)),
         )
     except (DataError, ValueError, FileNotFoundError) as error:
         logging.exception("config or data")

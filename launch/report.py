@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`report.html`: one file with the scores, the loss curve, and pictures with question, answer and truth."""
+
+import base64
+import html
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from launch.answer import Answer
+from launch.heldout import Case
+from vllm2_jax.evals.exact_match import matches
+
+SHOWN = 12  # questions of each task in the report
+_SIDE = 180  # pixels of a picture's side
+
+_STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#1e293b}
+table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;text-align:right}
+th:first-child,td:first-child{text-align:left}tr{border-bottom:1px solid #e2e8f0}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:1em}
+.card{border:1px solid #e2e8f0;border-left:5px solid #16a34a;border-radius:6px;padding:.7em}
+.card.wrong{border-left-color:#dc2626}.card img{width:180px;height:180px;image-rendering:pixelated}
+.q{font-weight:600}.small{color:#64748b;font-size:13px}
+"""
+
+
+def write_report(
+    path: pathlib.Path,
+    cases: Sequence[Case],
+    answers: Sequence[Answer],
+    scores: Mapping[str, Mapping[str, float]],
+    log: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes the report.
+
+    Args:
+      path: of the file.
+      cases, answers: the questions and what the model said, in the same order.
+      scores: column title -> metric -> share.
+      log: lines of `metrics.jsonl`, for the curve.
+    """
+    tasks = list(dict.fromkeys(case.task for case in cases))
+    pairs = list(zip(cases, answers, strict=True))
+    sections = []
+    for task in tasks:
+        shown = [_card(case, answer) for case, answer in pairs if case.task == task][:SHOWN]
+        sections.append(f"<h2>{html.escape(task)}</h2><div class=cards>{''.join(shown)}</div>")
+    path.write_text(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Evaluation</title>"
+        f"<style>{_STYLE}</style><h1>Held-out questions</h1>{_table(scores)}"
+        f"<h2>Training</h2>{_curve(log)}{''.join(sections)}</html>\n",
+        encoding="utf-8",
+    )
+
+
+def _table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    titles = "".join(f"<th>{html.escape(title.replace('_', ' '))}</th>" for title in scores)
+    first = next(iter(scores.values()))
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td>"
+        + "".join(f"<td>{100 * column[name]:.1f} %</td>" for column in scores.values())
+        + "</tr>"
+        for name in first
+        if name != "count"
+    )
+    return f"<table><tr><th></th>{titles}</tr>{rows}</table><p>{int(first['count'])} questions.</p>"
+
+
+def _card(case: Case, answer: Answer) -> str:
+    right = matches(answer.text, case.truth)
+    truth = "" if right else f"<div class=small>truth: {html.escape(case.truth)}</div>"
+    kind = "" if case.kind == case.task else f" ({html.escape(case.kind)})"
+    return (
+        f"<div class='card{'' if right else ' wrong'}'>{_picture(case)}"
+        f"<div class=q>{html.escape(_readable(case.question))}</div>"
+        f"<div>{html.escape(answer.text) or '<i>nothing</i>'}</div>{truth}"
+        f"<div class=small>{html.escape(case.example.record)}{kind}</div></div>"
+    )
+
+
+def _readable(question: str) -> str:
+    return question.replace("<region>", "").replace("<reg>", "").replace("</reg>", "")
+
+
+def _picture(case: Case) -> str:
+    """The picture with the regions of the question in white outline; nothing for text alone."""
+    if not case.example.images:
+        return ""
+    pixels = case.example.images[0][-1].copy()
+    for mask in case.example.regions.astype(bool):
+        inner = mask.copy()
+        inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+        pixels[mask & ~inner] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return f"<img alt='' src='data:image/png;base64,{data}'>"
+
+
+def _curve(log: Sequence[Mapping[str, Any]]) -> str:
+    """The training loss over steps as a small SVG, on a logarithmic scale."""
+    points = {line["step"]: line["loss"] for line in log if line.get("loss")}
+    if len(points) < 2:
+        return "<p>No curve: fewer than two logged steps.</p>"
+    steps, losses = np.array(sorted(points)), np.array([points[step] for step in sorted(points)])
+    low, high = np.log(losses.min()), np.log(losses.max())
+    x = 50 + 730 * (steps - steps[0]) / (steps[-1] - steps[0])
+    y = 190 - 170 * (np.log(losses) - low) / max(high - low, 1e-9)
+    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    return (
+        "<svg viewBox='0 0 800 220' width=800 role=img aria-label='training loss'>"
+        f"<polyline points='{line}' fill=none stroke=#2563eb stroke-width=2 />"
+        f"<text x=4 y=24 font-size=12>{losses.max():.3g}</text>"
+        f"<text x=4 y=194 font-size=12>{losses.min():.3g}</text>"
+        f"<text x=50 y=214 font-size=12>step {steps[0]}</text>"
+        f"<text x=780 y=214 font-size=12 text-anchor=end>{steps[-1]}</text></svg>"
+    )
