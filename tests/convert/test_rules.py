@@ -157,3 +157,31 @@ def test_rows_that_cannot_run_backwards_are_refused(pattern, path, reason):
 def test_transforms_invert(transform, shape):
     x = np.random.default_rng(0).normal(size=shape)
     np.testing.assert_array_equal(transform.inverse(transform.forward(x)), x)
+
+
+def test_lazy_tensors_are_read_leaf_by_leaf_and_placed_by_shardings(abstract):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
+
+    class Stored:
+        """A tensor on disk: its shape is known, its numbers are read when asked."""
+
+        def __init__(self, key, array):
+            self.key, self.array, self.shape = key, array, array.shape
+
+        def __array__(self, dtype=None, copy=None):
+            reads.append(self.key)
+            return self.array
+
+    def split_first(leaf):
+        axis = "x" if leaf.shape[0] % 2 == 0 else None
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    reads: list[str] = []
+    tensors = {key: value for key, value in official().items() if not key.startswith("copies")}
+    lazy = {key: Stored(key, value) for key, value in tensors.items()}
+    model = load(lazy, TABLE, jax.tree.map(split_first, abstract))
+    assert sorted(reads) == sorted([*tensors, "qk.weight"])  # it fills two leaves, and is read for each
+    kernel = model.blocks.up.kernel[...]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 3, 5)}
+    np.testing.assert_array_equal(kernel[3], tensors["layers.3.fc.weight"].T)
