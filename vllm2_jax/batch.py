@@ -9,9 +9,7 @@ the only one that is ever split over devices. `r` counts the rows of one task in
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -20,8 +18,9 @@ TEXT, IMAGE, REGION, LINK = range(4)
 
 IGNORE = -100  # label of a column that is not to be predicted
 
-# The host fills these structures with numpy arrays, compilation without a batch with shapes.
-Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
+# Whatever has a shape and a dtype: the host fills these structures with numpy arrays, the compiler with
+# descriptions of arrays.
+Leaf = Any
 
 
 @struct.dataclass

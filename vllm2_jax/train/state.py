@@ -120,7 +120,10 @@ def create(plan: Plan, load: Callable[[nnx.Module], nnx.Module] | None = None) -
       plan: of the run.
       load: replaces parameters of the sharded, randomly initialised model by converted ones.
     """
-    model = jax.jit(plan.make_model, out_shardings=plan.model_shardings)()
+    # On CPU LLVM would optimise the random bits of every parameter for 25 s, to draw them once (tiny model).
+    on_cpu = jax.tree.leaves(plan.model_shardings)[0].mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else {}
+    model = jax.jit(plan.make_model, out_shardings=plan.model_shardings, compiler_options=options)()
     if load is not None:
         model = load(model)
     _, params, frozen = nnx.split(model, trained(plan.groups), ...)

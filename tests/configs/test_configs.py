@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configs: every key is read, misspelt ones are named, mixtures fit the loaders, tables fit the models."""
+
+import functools
+import importlib
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import pytest
+
+from configs import base
+from configs.groups import GROUPS
+from configs.mixtures import MIXTURES
+from configs.sizes import MODELS
+from data_pipelines import DATASETS
+from data_pipelines.mixture import task_shapes
+from data_pipelines.tokenizer import load_tokenizer
+from data_pipelines.train_tokenizer import TINY_TOKENIZER
+from launch import build
+from vllm2_jax.train.optimizer import multipliers
+
+ROOT = pathlib.Path(__file__).parents[2]
+FILES = sorted(
+    path.stem
+    for path in (ROOT / "configs").glob("*.py")
+    if "def get_config" in path.read_text(encoding="utf-8")
+)
+
+
+def flat(config: ml_collections.ConfigDict, prefix: str = "") -> set[str]:
+    """Dotted names of all leaves; what is read as one value (`to_dict`) counts as one."""
+    names = set()
+    for key, value in config.items():
+        inside = isinstance(value, ml_collections.ConfigDict) and prefix + key not in (
+            "model",
+            "data.mixture",
+        )
+        names |= flat(value, f"{prefix}{key}.") if inside else {prefix + key}
+    return names
+
+
+class Recorder:
+    """A config that remembers which keys were read."""
+
+    def __init__(self, config: ml_collections.ConfigDict, read: set[str], prefix: str = ""):
+        self._config, self._read, self._prefix = config, read, prefix
+
+    def __getattr__(self, key: str):
+        return self[key]
+
+    def __getitem__(self, key: str):
+        value, name = self._config[key], self._prefix + key
+        self._read.add(name)
+        return (
+            Recorder(value, self._read, f"{name}.") if isinstance(value, ml_collections.ConfigDict) else value
+        )
+
+    def keys(self):
+        return self._config.keys()
+
+    def to_dict(self) -> dict:
+        self._read.update(f"{self._prefix}{key}" for key in self._config)
+        return self._config.to_dict()
+
+
+def test_every_key_is_read():
+    config, read = base.get_config(), set()
+    with config.unlocked():
+        config.sharding.strategy = "single"
+    recorder = Recorder(config, read)
+    run = build.build_run(recorder)
+    build.loop_config(recorder, "workdir")
+    build.data_iterator(recorder, run)
+    assert flat(config) - read == set()
+
+
+def test_misspelt_keys_are_named():
+    with pytest.raises(AttributeError, match='Did you mean "peak"'):
+        base.get_config().optimizer.peek = 1.0
+    with pytest.raises(ValueError, match="unknown model size '7B'; choose one of tiny, mid, 7b, 26b"):
+        base.get_config("7B")
+    command = [sys.executable, "-m", "launch.train", "--config=configs/base.py", "--workdir=x"]
+    done = subprocess.run(
+        [*command, "--config.steps_=3"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert 'Did you mean "steps"' in done.stderr
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_config_file_opens_with_its_command(name):
+    module = importlib.import_module(f"configs.{name}")
+    assert f"--config configs/{name}.py" in module.__doc__
+    config = module.get_config()
+    assert config.is_locked
+    assert flat(config) == flat(base.get_config())
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixture_fits_its_loaders(name):
+    task_shapes(MIXTURES[name])
+    for task in MIXTURES[name].values():
+        for dataset, options in task["datasets"].items():
+            load = DATASETS[options.get("loader", dataset)]
+            given = {key: value for key, value in options.items() if key not in ("loader", "weight")}
+            inspect.signature(load).bind(tile_size=1, **given)
+
+
+@pytest.mark.parametrize("size", MODELS)
+@pytest.mark.parametrize("groups", GROUPS)
+def test_groups_fit_the_model(size, groups):
+    config = base.get_config(size)
+    if groups == "stage1_lora":
+        config.model.llm.lora.rank = 32
+    sizes = build.model_config(config, load_tokenizer(TINY_TOKENIZER))
+    model = jax.eval_shape(functools.partial(build.make_model, sizes, 0))
+    table = multipliers(model, GROUPS[groups])
+    assert (table["llm/layers/mlp/down/kernel"] is None) == (groups in ("stage1_pretrain", "stage1_lora"))
+    if groups == "stage1_lora":
+        assert table["llm/layers/mlp/down/lora/a"] == 1.0
+
+
+def test_root_is_filled_in():
+    config = base.get_config()
+    with config.unlocked(), config.ignore_type():
+        config.data.mixture = MIXTURES["stage1_tune"]
+    with pytest.raises(ValueError, match=r"--config.data.root=FOLDER"):
+        build.mixture(config)
+    config.data.root = "/data"
+    filled = build.mixture(config)
+    assert filled["question"]["datasets"]["vcr"]["image_root"] == "/data/vcr"
+
+
+def test_vocabulary_that_is_too_small_is_named():
+    config = base.get_config()
+    config.model.llm.vocab = 100
+    with pytest.raises(ValueError, match=r"config.model.llm.vocab is 100: set it to 0"):
+        build.model_config(config, load_tokenizer(TINY_TOKENIZER))
