@@ -48,7 +48,8 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
         data = goldens.arrays(folder, name)
         config, tensors = config_for(folder, name)
         model = build(config, tensors)
-        prompt = flatten_groups(model.embed(inputs_for(data, config, sizes["token_ids"])))
+        inputs = jax.tree.map(jnp.asarray, inputs_for(data, config, sizes["token_ids"]))
+        prompt = flatten_groups(model.embed(inputs))
         yield f"{name} prompt", np.asarray(prompt), data["first_step_embeds"]
         ids = special_ids(sizes)
         for part in (_loop, _calls):

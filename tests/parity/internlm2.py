@@ -32,6 +32,7 @@ VARIANTS = {
 
 def config(sizes: dict, weights: dict[str, np.ndarray], rope: dict) -> LlamaConfig:
     """Sizes from the `internlm2` part of a golden set's config; depth, words and biases from the weights."""
+    plain = RopeConfig(theta=float(sizes["rope_theta"]), max_positions=sizes["max_position_embeddings"])
     return LlamaConfig(
         vocab=len(weights["output.weight"]),
         width=sizes["hidden_size"],
@@ -40,9 +41,7 @@ def config(sizes: dict, weights: dict[str, np.ndarray], rope: dict) -> LlamaConf
         kv_heads=sizes["num_key_value_heads"],
         mlp=sizes["intermediate_size"],
         rms_eps=sizes["rms_norm_eps"],
-        rope=dataclasses.replace(
-            RopeConfig(theta=sizes["rope_theta"], max_positions=sizes["max_position_embeddings"]), **rope
-        ),
+        rope=dataclasses.replace(plain, **rope),
         qkv_bias="model.layers.0.attention.wqkv.bias" in weights,
         out_bias="model.layers.0.attention.wo.bias" in weights,
     )

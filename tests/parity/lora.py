@@ -24,12 +24,11 @@ from vllm2_jax.llm.loss import cross_entropy
 def cases(folder: pathlib.Path) -> Iterator[Case]:
     sizes, data = goldens.config(folder), goldens.arrays(folder, "lora")
     config, tensors = config_for(folder, "lora")
-    adapter = LoRAConfig(
-        rank=sizes["lora"]["r"], alpha=sizes["lora"]["alpha"], dropout=sizes["lora"]["dropout"]
-    )
+    rank, alpha, dropout = (sizes["lora"][key] for key in ("r", "alpha", "dropout"))
+    adapter = LoRAConfig(rank=rank, alpha=float(alpha), dropout=dropout)
     config = dataclasses.replace(config, llm=dataclasses.replace(config.llm, lora=adapter))
     model = build(config, tensors | goldens.weights(folder, "lora"))
-    inputs = inputs_for(data, config, sizes["token_ids"])
+    inputs = jax.tree.map(jnp.asarray, inputs_for(data, config, sizes["token_ids"]))
     valid = data["in/attention_mask"].astype(bool)
 
     embedded = flatten_groups(model.embed(inputs))
@@ -37,7 +36,7 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
 
     def hidden(llm: Llama, x: jax.Array) -> jax.Array:
         positions, segments = flatten_groups(inputs.positions), flatten_groups(inputs.segments)
-        return llm(x, positions=jnp.asarray(positions), segments=jnp.asarray(segments))
+        return llm(x, positions=positions, segments=segments)
 
     states = hidden(model.llm, embedded)
     yield "hidden states", np.asarray(states)[valid], data["last_hidden_state"][valid]

@@ -58,7 +58,7 @@ class Attention(nnx.Module):
         if self.q_norm is not None:
             q = self.q_norm(q.reshape(x.shape)).reshape(q.shape)
             k = self.k_norm(k.reshape(x.shape)).reshape(k.shape)
-        return self.out(checkpoint_name(attention(q, k, v, impl=self.impl), "attention_out"))
+        return self.out(attention(q, k, v, impl=self.impl))
 
 
 class Mlp(nnx.Module):
