@@ -123,9 +123,7 @@ def llama_config(c: dict) -> LlamaConfig:
         kv_heads=c["num_key_value_heads"],
         mlp=c["intermediate_size"],
         rms_eps=c["rms_norm_eps"],
-        rope=RopeConfig(
-            theta=float(c.get("rope_theta", 10_000)), max_positions=c["max_position_embeddings"]
-        ),
+        rope=RopeConfig(theta=float(c.get("rope_theta", 10_000)), max_positions=c["max_position_embeddings"]),
         qkv_bias=c.get("bias", False),
         out_bias=c.get("bias", False),
     )
