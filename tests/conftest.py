@@ -10,4 +10,5 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 # Tests compile far longer than they run: without LLVM's optimisations the tiny model's initialisation
 # compiles in 4 s instead of 25, its train step in 7 instead of 27.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+DEVICES = "--xla_force_host_platform_device_count"
+os.environ["XLA_FLAGS"] = f"{DEVICES}=8 --xla_backend_optimization_level=0"

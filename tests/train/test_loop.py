@@ -2,6 +2,7 @@
 """The loop: bit-exact resume, also on another mesh; stopping, hooks, and runs that go wrong."""
 
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,16 @@ def test_checkpoint_of_another_shape(whole, tmp_path):
     resume = str(whole[0])
     with pytest.raises(ValueError, match=r"frozen/embed: saved \(32, 16\), wanted \(48, 16\)\n.*workdir"):
         run(tmp_path, 8, make=make, resume=resume)
+
+
+def test_another_number_of_processes_is_named(whole, tmp_path):
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
+    (position,) = (tmp_path / "checkpoints" / "8" / "data").glob("process_*")
+    position.rename(position.with_name("process_0-of-2.json"))
+    with pytest.raises(
+        ValueError, match=r"process_0-of-2.json, this is process_0-of-1: resume with the same"
+    ):
+        run(tmp_path, 9)
 
 
 def test_nothing_to_resume_is_named(tmp_path):

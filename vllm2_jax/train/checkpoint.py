@@ -66,10 +66,12 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: the folder has no complete checkpoint.
-          ValueError: the checkpoint is of another model or optimizer; lists every leaf that differs.
+          ValueError: the checkpoint is of another model or optimizer (lists every leaf that differs), or of
+            another number of processes, whose places in the data mean nothing to these.
         """
         step = self._step(step)
         check_shapes(self._saved(step), _flat(abstract), f"{self.directory}/{step}")
+        self._check_processes(step)
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -92,6 +94,16 @@ class Checkpoints:
                 "give the folder that holds the numbered ones"
             )
         return step
+
+    def _check_processes(self, step: int) -> None:
+        mine = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+        found = sorted(path.name for path in (self.directory / str(step) / "data").glob("process_*"))
+        if mine not in found:
+            raise ValueError(
+                f"{self.directory}/{step} holds the data positions {', '.join(found) or 'of no process'}, "
+                f"this is {mine.removesuffix('.json')}: resume with the same number of processes (the mesh may "
+                "differ), or start a new run with this workdir as config.init.weights"
+            )
 
     def _saved(self, step: int) -> dict[str, Any]:
         return _flat(saved_tree(self.directory / str(step) / "state"))
