@@ -18,6 +18,10 @@ TEXT, IMAGE, REGION, LINK = range(4)
 
 IGNORE = -100  # label of a column that is not to be predicted
 
+# (sum, weight) of a loss or metric: its value is sum / max(weight, 1) after both are summed over the whole
+# batch. A row without ground truth adds (0, 0). The coefficient of a loss term is part of the sum.
+Weighted = tuple[Float[Array, ""], Float[Array, ""]]
+
 # Whatever has a shape and a dtype: the host fills these structures with numpy arrays, the compiler with
 # descriptions of arrays.
 Leaf = Any
@@ -124,3 +128,13 @@ def split_rows(x: Float[Array, "G R *D"], rows: Sequence[int]) -> list[Float[Arr
 def flatten_groups(x: Array) -> Array:
     """`[G, R, ...] -> [G * R, ...]`."""
     return x.reshape(-1, *x.shape[2:])
+
+
+def add(a: Weighted, b: Weighted) -> Weighted:
+    """Sum of two weighted values."""
+    return a[0] + b[0], a[1] + b[1]
+
+
+def mean(value: Weighted) -> Float[Array, ""]:
+    """sum / max(weight, 1): 0 where nothing was weighed."""
+    return value[0] / jnp.maximum(value[1], 1)

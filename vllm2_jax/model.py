@@ -21,9 +21,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vllm2_jax import links
-from vllm2_jax.batch import Batch, Inputs, flatten_groups, merge, split_rows
+from vllm2_jax.batch import Batch, Inputs, Weighted, add, flatten_groups, merge, split_rows
 from vllm2_jax.decoders import DECODERS
-from vllm2_jax.decoders.decoder import Weighted, add
 from vllm2_jax.llm.llama import Llama, LlamaConfig
 from vllm2_jax.llm.loss import cross_entropy
 from vllm2_jax.nn.axes import constrain

@@ -11,9 +11,8 @@ from flax import nnx
 
 from tests.parity import goldens
 from vllm2_jax import decoders
-from vllm2_jax.batch import IMAGE, LINK, REGION, TEXT, Inputs
+from vllm2_jax.batch import IMAGE, LINK, REGION, TEXT, Inputs, Weighted
 from vllm2_jax.convert import visionllmv2
-from vllm2_jax.decoders.decoder import Weighted
 from vllm2_jax.llm.llama import LlamaConfig
 from vllm2_jax.model import ModelConfig, VisionLLMv2
 from vllm2_jax.nn.rope import RopeConfig

@@ -4,14 +4,8 @@
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from vllm2_jax.batch import Links
-
-# (sum, weight): the loss is sum / max(weight, 1) after both are summed over the whole batch. A row without
-# ground truth adds (0, 0). The coefficient of a loss term is part of the sum.
-Weighted = tuple[Float[Array, ""], Float[Array, ""]]
+from vllm2_jax.batch import Links, Weighted
 
 
 @runtime_checkable
@@ -30,13 +24,3 @@ class Decoder(Protocol):
     def example(rows: int, config: Any) -> Any:
         """Abstract targets (`jax.ShapeDtypeStruct`) for `rows` rows: tests, compilation and docs use it."""
         ...
-
-
-def add(a: Weighted, b: Weighted) -> Weighted:
-    """Sum of two weighted values."""
-    return a[0] + b[0], a[1] + b[1]
-
-
-def mean(value: Weighted) -> Float[Array, ""]:
-    """sum / max(weight, 1): 0 where nothing was weighed."""
-    return value[0] / jnp.maximum(value[1], 1)

@@ -6,10 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vllm2_jax.batch import IGNORE
+from vllm2_jax.batch import IGNORE, Weighted
 from vllm2_jax.llm.llama import project_to_vocab
-
-Weighted = tuple[Float[Array, ""], Float[Array, ""]]
 
 
 def cross_entropy(

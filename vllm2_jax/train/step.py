@@ -8,6 +8,7 @@ whole batch`, and the update is the one the whole batch would give. Counting is 
 batch alone, so the compiler removes everything else from the first pass.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from vllm2_jax.batch import Batch
-from vllm2_jax.decoders.decoder import Weighted, add
+from vllm2_jax.batch import Batch, Weighted, add
 from vllm2_jax.train.optimizer import Schedule, apply
 from vllm2_jax.train.state import TrainState
 
@@ -70,15 +70,16 @@ def make_train_step(
             (loss, outputs), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         else:
             by_task = schedule == "by_task"
-            parts = [{task: rows} for task, rows in batch.items()] if by_task else [dict(batch)]
-            parts = [_slices(part, accumulate) for part in parts]
+            tasks = [{task: rows} for task, rows in batch.items()] if by_task else [dict(batch)]
+            parts = [_slices(part, accumulate) for part in tasks]
             loss, outputs, grads = _gradients(run, state.params, parts, key)
 
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         rate = learning_rate(state.step)
-        new = state.replace(params=apply(state.params, updates, rate), opt_state=opt_state)
+        params = apply(state.params, updates, rate)
+        new = dataclasses.replace(state, params=params, opt_state=opt_state)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         scalars = {
             "loss": loss,
@@ -87,7 +88,9 @@ def make_train_step(
             "finite": finite,
             "tokens": sum((rows.inputs.segments > 0).sum() for rows in batch.values()),
         }
-        return new.replace(step=state.step + 1), outputs | {name: _one(x) for name, x in scalars.items()}
+        return dataclasses.replace(new, step=state.step + 1), outputs | {
+            name: _one(x) for name, x in scalars.items()
+        }
 
     return train_step
 
@@ -112,7 +115,8 @@ def _weights(losses: Metrics) -> dict[str, Float[Array, ""]]:
 
 
 def _total(losses: Metrics, weights: dict[str, Float[Array, ""]]) -> Float[Array, ""]:
-    return sum(value / jnp.maximum(weights[name], 1) for name, (value, _) in losses.items())
+    terms = [value / jnp.maximum(weights[name], 1) for name, (value, _) in losses.items()]
+    return sum(terms, jnp.zeros(()))
 
 
 def _slices(part: Batch, count: int) -> tuple[list[Array], Any]:
@@ -159,7 +163,8 @@ def _gradients(
         losses, metrics = run(params, piece, key)
         return _total(losses, weights), losses | metrics
 
-    loss, outputs = jnp.zeros(()), {}
+    loss = jnp.zeros(())
+    outputs: Metrics = {}
     grads = jax.tree.map(jnp.zeros_like, params)
     for number, (leaves, treedef) in enumerate(parts):
 
