@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of two processes that train together; arguments: number, port, workdir, mesh, steps, step to crash at."""
+"""One of two processes that train together: number, port, workdir, mesh, steps, step to crash at."""
 
 import os
 import pathlib

@@ -156,7 +156,8 @@ def host_share(mesh: Mesh, rules: Rules) -> tuple[int, int]:
     """
     shards = batch_shards(mesh, rules)
     held: dict[int, set[int]] = {}
-    for device, index in batch_sharding(mesh, rules).devices_indices_map((shards,)).items():
+    index_of: Mapping[Any, Any] = batch_sharding(mesh, rules).devices_indices_map((shards,))
+    for device, index in index_of.items():
         held.setdefault(device.process_index, set()).add(index[0].start or 0)
     parts = sorted({tuple(sorted(part)) for part in held.values()})
     if sum(map(len, parts)) != shards:

@@ -56,8 +56,8 @@ def mesh_axes(axes: MeshAxes) -> tuple[str, ...]:
 
 # The residual width splits over `fsdp`, the wide axes of a block over `tensor`; every product then needs one
 # all-gather (fsdp) or one all-reduce (tensor), never a transposition of an activation.
-_FSDP = {"batch": ("data", "fsdp"), "embed": "fsdp", "conv_out": "fsdp"}
-_TENSOR = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+_FSDP: dict[str, MeshAxes] = {"batch": ("data", "fsdp"), "embed": "fsdp", "conv_out": "fsdp"}
+_TENSOR: dict[str, MeshAxes] = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
 STRATEGIES: dict[str, Strategy] = {
     "single": Strategy(mesh={"data": 1}, rules={"batch": "data"}),

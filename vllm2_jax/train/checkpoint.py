@@ -101,8 +101,8 @@ class Checkpoints:
         if mine not in found:
             raise ValueError(
                 f"{self.directory}/{step} holds the data positions {', '.join(found) or 'of no process'}, "
-                f"this is {mine.removesuffix('.json')}: resume with the same number of processes (the mesh may "
-                "differ), or start a new run with this workdir as config.init.weights"
+                f"this is {mine.removesuffix('.json')}: resume with the same number of processes (the mesh "
+                "may differ), or start a new run with this workdir as config.init.weights"
             )
 
     def _saved(self, step: int) -> dict[str, Any]:

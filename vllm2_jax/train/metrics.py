@@ -71,7 +71,7 @@ class Writer:
         """One line: `step`, `time` (seconds since 1970) and the values; what is not finite becomes null."""
         if self._file is None:
             return
-        line = {"step": step, "time": round(time.time(), 3)}
+        line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

@@ -146,7 +146,9 @@ def apply(params: PyTree, updates: PyTree, learning_rate: Float[Array, ""]) -> P
 
 
 def _multiplier(groups: Groups, path: str) -> float:
-    return next(value for pattern, value in groups if re.search(pattern, path))
+    value = next(value for pattern, value in groups if re.search(pattern, path))
+    assert value is not None, f"{path} is frozen and has no update"
+    return value
 
 
 def _by_path(tree: PyTree, value: Callable[[str], Any]) -> Any:

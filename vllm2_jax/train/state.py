@@ -86,7 +86,8 @@ def plan(
     """
     model = jax.eval_shape(make_model)
     multipliers(model, groups)  # raises unless the table fits
-    graphdef, params, frozen = nnx.split(model, trained(groups), ...)
+    graphdef, *states = nnx.split(model, trained(groups), ...)
+    params, frozen = states
     frozen = jax.eval_shape(lambda tree: _cast(tree, frozen_dtype), frozen)
     opt_state = jax.eval_shape(tx.init, params)
     rules = strategy.rules
@@ -126,7 +127,9 @@ def create(plan: Plan, load: Callable[[nnx.Module], nnx.Module] | None = None) -
     model = jax.jit(plan.make_model, out_shardings=plan.model_shardings, compiler_options=options)()
     if load is not None:
         model = load(model)
-    _, params, frozen = nnx.split(model, trained(plan.groups), ...)
+    _, *states = nnx.split(model, trained(plan.groups), ...)
+    params, frozen = states
+    del states
     del model
     if plan.frozen_dtype is not None:
         cast = jax.jit(lambda tree: _cast(tree, plan.frozen_dtype), out_shardings=plan.shardings.frozen)

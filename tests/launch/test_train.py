@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command that trains, on the real tiny model: resumes bit by bit, stops with the right exit code."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from launch import build
+from tests.distributed.tiny import tiny_config
+from vllm2_jax.train import metrics
+from vllm2_jax.train.loop import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(workdir: pathlib.Path, *stops: int):
+    """Trains four steps in the parts that end at `stops`; the data is read ahead, as in a real run."""
+    config = tiny_config(**{"steps": 4, "log_every": 1, "data.prefetch": 2, "sharding.devices": "cpu:2"})
+    made = build.build_run(config)
+    for stop in stops:
+        loop = dataclasses.replace(build.loop_config(config, str(workdir)), steps=stop)
+        data = build.data_iterator(config, made)
+        state = train(
+            loop, made.plan, made.train_step, data, made.mesh, made.strategy, run_config=config.to_dict()
+        )
+    return jax.device_get(state)
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in metrics.read(workdir)}
+
+
+def test_resume_is_bit_exact_with_model_and_data(tmp_path):
+    whole = run(tmp_path / "whole", 4)
+    parts = run(tmp_path / "parts", 2, 4)
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert len(set(losses(tmp_path / "whole").values())) == 4
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--config=configs/stage1_tune_7b.py"], "--config.data.root=FOLDER"),
+        (["--config=configs/base.py", "--config.sharding.mesh=fsdp=3"], "change the size of fsdp"),
+        (["--config=configs/base.py", "--config.data.groups=6"], "6 groups do not split over 8 batch shards"),
+    ],
+)
+def test_config_at_fault_exits_with_two(flags, message, tmp_path):
+    command = [sys.executable, "-m", "launch.train", f"--workdir={tmp_path}", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+
+
+def test_help_tells_how():
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.train", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "any key can be set as --config.key=value" in " ".join(done.stdout.split())
