@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from launch.build import Run, build_run
 from tests.distributed.tiny import host_batch, tiny_config
@@ -16,6 +17,7 @@ from vllm2_jax.batch import TaskRows, split_rows
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.sharding.mesh import find_strategy, make_mesh
 from vllm2_jax.sharding.partition import batch_sharding
+from vllm2_jax.train.step import count_weights, slices
 
 COLLECTIVE = re.compile(
     r"= .*?\b(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
@@ -86,6 +88,21 @@ def compiled(run: Run):
     with jax.set_mesh(run.mesh), axis_rules(run.strategy.activation_rules):
         step = jax.jit(run.train_step, donate_argnums=0, out_shardings=(run.plan.shardings, None))
         return step.lower(run.plan.abstract, batch).compile()
+
+
+def test_counting_weights_runs_no_model():
+    run = build_run(tiny_config(**{"sharding.strategy": "single"}))
+
+    def count(state, batch):
+        def losses(part, key):
+            return nnx.merge(run.plan.graphdef, state.params, state.frozen).losses(part, key=key)
+
+        return count_weights(losses, [slices(batch, 2)], jax.random.key(0))
+
+    batch = abstract(host_batch(), batch_sharding(run.mesh, run.strategy.rules))
+    program = jax.jit(count).lower(run.plan.abstract, batch).compile()
+    assert " dot(" not in program.as_text()  # no matrix product is left
+    assert program.cost_analysis()["flops"] < 1e5
 
 
 @pytest.mark.tpu_compile

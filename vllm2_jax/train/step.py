@@ -71,7 +71,7 @@ def make_train_step(
         else:
             by_task = schedule == "by_task"
             tasks = [{task: rows} for task, rows in batch.items()] if by_task else [dict(batch)]
-            parts = [_slices(part, accumulate) for part in tasks]
+            parts = [slices(part, accumulate) for part in tasks]
             loss, outputs, grads = _gradients(run, state.params, parts, key)
 
         norm = optax.tree.norm(grads)
@@ -119,7 +119,7 @@ def _total(losses: Metrics, weights: dict[str, Float[Array, ""]]) -> Float[Array
     return sum(terms, jnp.zeros(()))
 
 
-def _slices(part: Batch, count: int) -> tuple[list[Array], Any]:
+def slices(part: Batch, count: int) -> tuple[list[Array], Any]:
     """`[G, ...] -> [count, G / count, ...]`, neighbours apart, so that no group leaves its batch shard.
 
     Flattened (leaves, treedef): with one more axis they are no batch, and the batch's shape checks say so.
@@ -139,7 +139,9 @@ def _sum(a: Metrics, b: Metrics) -> Metrics:
     return {name: add(a[name], b[name]) if name in a and name in b else (a | b)[name] for name in a | b}
 
 
-def _count(run: Callable, parts: list[tuple[list[Array], Any]], key: Array) -> dict[str, Float[Array, ""]]:
+def count_weights(
+    run: Callable, parts: list[tuple[list[Array], Any]], key: Array
+) -> dict[str, Float[Array, ""]]:
     """Weight of every loss over all parts."""
     total: dict[str, Float[Array, ""]] = {}
     for leaves, treedef in parts:
@@ -157,7 +159,7 @@ def _gradients(
     run: Callable, params: PyTree, parts: list[tuple[list[Array], Any]], key: Array
 ) -> tuple[Float[Array, ""], Metrics, PyTree]:
     """Total loss, all losses and metrics, and the gradient, added up over parts and their slices."""
-    weights = _count(functools.partial(run, params), parts, key)
+    weights = count_weights(functools.partial(run, params), parts, key)
 
     def loss_of(params, piece, key):
         losses, metrics = run(params, piece, key)
