@@ -26,7 +26,17 @@ from vllm2_jax.nn.layers import Axes, RMSNorm, param
 from vllm2_jax.nn.rope import RopeConfig, rotate, rotation
 from vllm2_jax.nn.stack import run, stack
 
-INIT = nnx.initializers.normal(0.02)  # of every kernel and embedding, as in the official configs
+EMBED_INIT = nnx.initializers.normal(0.02)  # as in the official configs
+
+
+def kernel_init(inputs: int, outputs: int) -> nnx.Initializer:
+    """Normal, with variance 1 / fan-in, for a kernel with that many axes on either side.
+
+    At the released widths this is the official 0.02 (1 / sqrt(4096) = 0.016); a small model that starts from
+    nothing with 0.02 hardly moves its residual stream, and takes much longer to look at its picture.
+    """
+    ins, outs = tuple(range(inputs)), tuple(range(inputs, inputs + outputs))
+    return nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=ins, out_axis=outs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +94,7 @@ class Projection(nnx.Module):
         rngs: nnx.Rngs,
     ):
         n = len(inputs)
-        self.kernel = param(INIT, rngs, (*inputs, *outputs), axes)
+        self.kernel = param(kernel_init(n, len(outputs)), rngs, (*inputs, *outputs), axes)
         self.bias = param(nnx.initializers.zeros, rngs, outputs, axes[n:]) if bias else None
         adapted = adapter is not None and adapter.adapts(name)
         self.lora = LoRA(adapter, inputs, outputs, axes, dtype=dtype, rngs=rngs) if adapted else None
@@ -177,10 +187,10 @@ class Llama(nnx.Module):
     ):
         """`remat` is a key of `nn.stack.REMAT`, `attention` one of `nn.attention.IMPLEMENTATIONS`."""
         self.config, self.dtype, self.remat, self.implementation = config, dtype, remat, attention
-        self.embed = param(INIT, rngs, (config.vocab, config.width), ("vocab", "embed"))
+        self.embed = param(EMBED_INIT, rngs, (config.vocab, config.width), ("vocab", "embed"))
         self.layers = stack(lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.depth, rngs)
         self.norm = RMSNorm(config.width, eps=config.rms_eps, rngs=rngs)
-        self.head = param(INIT, rngs, (config.width, config.vocab), ("embed", "vocab"))
+        self.head = param(kernel_init(1, 1), rngs, (config.width, config.vocab), ("embed", "vocab"))
 
     def embed_tokens(self, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Rows of the embedding table."""
