@@ -14,7 +14,7 @@ from data_pipelines.conversation import stop_id
 from data_pipelines.example import Example
 from launch.build import Run
 from vllm2_jax.batch import Inputs, flatten_groups
-from vllm2_jax.llm.generate import Generation, cut_at, generate
+from vllm2_jax.llm.generate import NO_LINK, Generation, cut_at, generate
 from vllm2_jax.llm.sampling import Sampler
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.nn.axes import axis_rules
@@ -98,28 +98,24 @@ class Answerer:
             rows += [blank] * (self.config.rows - len(rows))
             host, _ = collate(rows, self.spec, self.shape)
             made = self._run(model, host.inputs, start)
-            answers += [self._decode(made, row) for row in range(len(now))]
+            answers += [self._decode(*row) for row in zip(*made, strict=True)][: len(now)]
         return answers
 
-    def _run(self, model: VisionLLMv2, inputs: Inputs, start: int) -> Generation:
-        """Generates for one batch; all hosts get all rows, as numpy arrays."""
+    def _run(self, model: VisionLLMv2, inputs: Inputs, start: int) -> list[np.ndarray]:
+        """Tokens, lengths, kinds of links and `finished` of one batch; all hosts get all rows."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), start)
         sampler = Sampler(self.config.temperature, self.config.top_p)
         with jax.set_mesh(self.run.mesh), axis_rules(self.run.strategy.activation_rules):
             placed = global_batch(self.run.mesh, self.run.strategy.rules, inputs)
             made = self._generate(model, placed, key, sampler)
         # Text only: the states of links stay on the devices, where a decoder would read them.
-        return jax.tree.map(
-            lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), made.replace(states=None)
-        )
+        text = (made.tokens, made.lengths, made.kind, made.finished)
+        return [np.asarray(multihost_utils.process_allgather(x, tiled=True)) for x in text]
 
-    def _decode(self, made: Generation, row: int) -> Answer:
-        tokenizer = self.run.tokenizer
-        ids = made.tokens[row, : made.lengths[row]]
-        links = tuple(LINKS[kind].token for kind in made.kind[row] if kind >= 0)
-        return Answer(
-            cut_at(tokenizer.decode(ids), self.config.stop).strip(), bool(made.finished[row]), links
-        )
+    def _decode(self, tokens: np.ndarray, length: int, kinds: np.ndarray, finished: bool) -> Answer:
+        """One row of what `_run` returns."""
+        text = cut_at(self.run.tokenizer.decode(tokens[:length]), self.config.stop).strip()
+        return Answer(text, bool(finished), tuple(LINKS[kind].token for kind in kinds if kind != NO_LINK))
 
 
 def _generate(

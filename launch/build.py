@@ -69,7 +69,10 @@ def build_run(config: Config) -> Run:
     devices = find_devices(config.sharding.devices)
     mesh = make_mesh(strategy, devices, parse_sizes(config.sharding.mesh))
     check_groups(config.data.groups, mesh, strategy.rules)
-    optimizer = OptimizerConfig(steps=config.steps, **config.optimizer)
+    settings = config.optimizer.to_dict()
+    # A config that comes out of a checkpoint's JSON has lists where tuples were.
+    settings["groups"] = tuple((pattern, multiplier) for pattern, multiplier in settings["groups"])
+    optimizer = OptimizerConfig(steps=config.steps, **settings)
     tx = make_tx(optimizer)
     state = plan(
         functools.partial(make_model, model, config.seed),

@@ -24,6 +24,7 @@ from launch.report import write_report
 from vllm2_jax.evals import exact_match
 from vllm2_jax.train import metrics
 from vllm2_jax.train.checkpoint import load_weights
+from vllm2_jax.train.state import random_model
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config the run was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -52,7 +53,7 @@ def run_evaluation(config, workdir: pathlib.Path) -> dict[str, float]:
     run = build_run(config)
     cases = read_cases(config, run)
     answerer = make_answerer(config, run)
-    model = jax.jit(run.plan.make_model, out_shardings=run.plan.model_shardings)()
+    model = random_model(run.plan)
     _, untrained = evaluate(answerer, model, cases)
     model = load_weights(workdir / "checkpoints", model)
     answers, scores = evaluate(answerer, model, cases)

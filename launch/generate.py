@@ -9,15 +9,18 @@ Every --image stands in front of the question unless the question places it with
 is a box x1,y1,x2,y2 in parts of the last picture's width and height, written <region> in the question.
 """
 
+import argparse
+import dataclasses
 import itertools
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 
 import jax
 import ml_collections
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 
 from data_pipelines.conversation import region_text
 from data_pipelines.errors import DataError
@@ -28,71 +31,102 @@ from launch.answer import AnswerConfig, Answerer
 from launch.build import Run, build_run
 from vllm2_jax.tokens import LINKS
 from vllm2_jax.train.checkpoint import Checkpoints, load_weights
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; its newest checkpoint answers.")
-_IMAGE = flags.DEFINE_multi_string("image", [], "A picture; may be given several times.")
-_REGION = flags.DEFINE_multi_string("region", [], "A box x1,y1,x2,y2 in [0, 1]; may be given several times.")
-_QUESTION = flags.DEFINE_multi_string(
-    "question", None, "The question; several are asked one after the other."
-)
-_MAX_TILES = flags.DEFINE_integer("max_tiles", 1, "Tiles a picture is cut into at most; as in training.")
-_MAX_NEW = flags.DEFINE_integer("max_new", 64, "Columns of an answer at most.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the best token each time.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Samples from the fewest tokens with this probability.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
-_STOP = flags.DEFINE_multi_string("stop", [], "A string that ends the answer; may be given several times.")
-_STRATEGY = flags.DEFINE_string("strategy", "single", "How the model is laid over the devices.")
+from vllm2_jax.train.state import random_model
 
 
-def main(argv: list[str]) -> None:
-    """Reads the flags and prints one answer a question."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; quote the question")
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m launch.generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    several = "; may be given several times"
+    add = made.add_argument
+    add("--workdir", required=True, type=pathlib.Path, help="run whose newest checkpoint answers")
+    add("--question", required=True, action="append", help="asked one after the other" + several)
+    add("--image", action="append", default=[], help="a picture" + several)
+    add("--region", action="append", default=[], help="a box x1,y1,x2,y2 in [0, 1]" + several)
+    add("--max_tiles", type=int, default=1, help="tiles a picture is cut into at most, as in training")
+    add("--max_new", type=int, default=64, help="columns of an answer at most")
+    add("--temperature", type=float, default=0.0, help="0 takes the best token each time")
+    add("--top_p", type=float, default=1.0, help="samples from the fewest tokens this probable")
+    add("--seed", type=int, default=0, help="of the sampling")
+    add("--stop", action="append", default=[], help="a string that ends the answer" + several)
+    add("--strategy", default="single", help="how the model is laid over the devices")
+    return made
+
+
+def main() -> int:
+    """Prints one answer a question; 2 if the question cannot be asked."""
+    args = parser().parse_args()
     logging.set_verbosity(logging.WARNING)
+    settings = AnswerConfig(
+        max_new=args.max_new,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        stop=tuple(args.stop),
+        seed=args.seed,
+    )
+    layout = {"max_tiles": args.max_tiles, "strategy": args.strategy}
     try:
-        answer(pathlib.Path(_WORKDIR.value))
+        answer(args.workdir, args.question, args.image, args.region, settings, **layout)
     except (DataError, ValueError, FileNotFoundError) as error:
         print(f"launch.generate: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
 
 
-def answer(workdir: pathlib.Path) -> None:
-    """Asks the questions one after the other; each sees the ones before it with their answers."""
-    run = saved_run(workdir, _STRATEGY.value)
-    model = jax.jit(run.plan.make_model, out_shardings=run.plan.model_shardings)()
-    model = load_weights(workdir / "checkpoints", model)
-    tiling = Tiling("anyres", run.model.vision.image_size, _MAX_TILES.value)
-    images = [tiling(load_image(path)) for path in _IMAGE.value]
-    regions = boxes(_REGION.value, run.model.vision.image_size)
-    answerer = Answerer(
-        run,
-        AnswerConfig(
-            rows=1,
-            tiles=sum(len(image) for image in images),
-            regions=len(regions),
-            max_new=_MAX_NEW.value,
-            temperature=_TEMPERATURE.value,
-            top_p=_TOP_P.value,
-            stop=tuple(_STOP.value),
-            seed=_SEED.value,
-        ),
-    )
+def answer(
+    workdir: pathlib.Path,
+    questions: Sequence[str],
+    pictures: Sequence[str],
+    regions: Sequence[str],
+    settings: AnswerConfig,
+    *,
+    max_tiles: int = 1,
+    strategy: str = "single",
+) -> None:
+    """Asks the questions one after the other and prints the answers; each sees the ones before it.
+
+    Args:
+      workdir: of the run whose newest checkpoint answers.
+      questions, pictures, regions: see the module.
+      settings: of the answers; rows, tiles and regions follow from the question.
+      max_tiles: tiles a picture is cut into at most.
+      strategy: how the model is laid over the devices.
+
+    Raises:
+      DataError: a broken picture, or marks that do not fit the pictures and regions.
+      ValueError: a region that is no box.
+      FileNotFoundError: no checkpoint.
+    """
+    run = saved_run(workdir, strategy)
+    size = run.model.vision.image_size
+    tiling = Tiling("anyres", size, max_tiles)
+    images = [tiling(load_image(path)) for path in pictures]
+    masks = boxes(regions, size)
+    tiles = sum(len(image) for image in images)
+    model = load_weights(workdir / "checkpoints", random_model(run.plan))
+    answerer = Answerer(run, dataclasses.replace(settings, rows=1, tiles=tiles, regions=len(masks)))
     turns: list[tuple[str, str]] = []
-    for question in _QUESTION.value:
-        turns.append(("human", place_marks(question, len(images), first=not turns)))
+    for number, question in enumerate(questions):
+        turns = [*turns, ("human", place_marks(question, len(images), first=number == 0))]
+        asked = sum(text.count("<region>") for _, text in turns)
         example = Example(
             source="command line",
-            file="--question",
-            record=str(len(turns) // 2),
+            file="the command line",
+            record=f"question {number + 1}",
             turns=turns,
             images=images,
-            regions=regions,
-            region_images=np.full(len(regions), len(images) - 1, np.int32),
+            # Regions that only a later question speaks of are not there yet.
+            regions=masks[:asked],
+            region_images=np.full(len(masks[:asked]), len(images) - 1, np.int32),
         )
         (found,) = answerer(model, [example])
         print(found.text)
         note_links(found.links)
-        turns.append(("gpt", found.text))
+        turns = [*turns, ("gpt", found.text)]
 
 
 def saved_run(workdir: pathlib.Path, strategy: str) -> Run:
@@ -113,7 +147,7 @@ def place_marks(question: str, images: int, *, first: bool) -> str:
     return question
 
 
-def boxes(texts: list[str], size: int) -> np.ndarray:
+def boxes(texts: Sequence[str], size: int) -> np.ndarray:
     """Masks [n, size, size] of boxes given as text.
 
     Raises:
@@ -139,5 +173,4 @@ def note_links(links: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "question"])
-    app.run(main)
+    sys.exit(main())

@@ -114,6 +114,14 @@ def plan(
     )
 
 
+def random_model(plan: Plan) -> nnx.Module:
+    """The model with random weights, every array born on the devices that keep it."""
+    # On CPU LLVM would optimise the random bits of every parameter for 25 s, to draw them once (tiny model).
+    on_cpu = jax.tree.leaves(plan.model_shardings)[0].mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else {}
+    return jax.jit(plan.make_model, out_shardings=plan.model_shardings, compiler_options=options)()
+
+
 def create(plan: Plan, load: Callable[[nnx.Module], nnx.Module] | None = None) -> TrainState:
     """A fresh train state, every array born on the devices that keep it.
 
@@ -121,10 +129,7 @@ def create(plan: Plan, load: Callable[[nnx.Module], nnx.Module] | None = None) -
       plan: of the run.
       load: replaces parameters of the sharded, randomly initialised model by converted ones.
     """
-    # On CPU LLVM would optimise the random bits of every parameter for 25 s, to draw them once (tiny model).
-    on_cpu = jax.tree.leaves(plan.model_shardings)[0].mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_backend_optimization_level": 0} if on_cpu else {}
-    model = jax.jit(plan.make_model, out_shardings=plan.model_shardings, compiler_options=options)()
+    model = random_model(plan)
     if load is not None:
         model = load(model)
     _, *states = nnx.split(model, trained(plan.groups), ...)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a trained folder to answers: evaluation with its report, and the command line."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.conversation import region_text
+from data_pipelines.errors import DataError
+from launch import build, evaluate, generate
+from launch.answer import AnswerConfig, Answerer
+from launch.heldout import hooks, make_answerer, read_cases, turns_of
+from tests.distributed.tiny import tiny_config
+from vllm2_jax.evals.exact_match import exact_match
+from vllm2_jax.train.loop import train
+from vllm2_jax.train.state import random_model
+
+
+def config():
+    return tiny_config(
+        **{
+            "steps": 2,
+            "log_every": 1,
+            "sharding.devices": "cpu:2",
+            "eval.examples": 3,
+            "eval.quick": 1,
+            "eval.every": 2,
+            "eval.rows": 4,
+            "eval.max_new": 4,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> pathlib.Path:
+    """A run of two steps that evaluated itself once."""
+    folder, made = tmp_path_factory.mktemp("run"), build.build_run(config())
+    train(
+        build.loop_config(config(), str(folder)),
+        made.plan,
+        made.train_step,
+        build.data_iterator(config(), made),
+        made.mesh,
+        made.strategy,
+        run_config=json.loads(config().to_json_best_effort()),
+        hooks=hooks(config(), made, lambda state: build.rebuild(made, state)),
+    )
+    return folder
+
+
+def test_evaluation_writes_scores_and_report(workdir, capsys):
+    scores = evaluate.run_evaluation(config(), workdir)
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert found["trained"] == scores
+    assert scores["count"] == found["untrained"]["count"] >= 9
+    assert found["most_frequent_answer"]["exact_match"] > 0
+    page = (workdir / "report.html").read_text()
+    assert page.count("data:image/png;base64") == min(scores["count"], 3 * 12)
+    assert "<polyline" in page and "truth:" in page
+    assert "blind guess" in capsys.readouterr().out
+
+
+def test_the_loop_evaluated(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    scored = [line for line in lines if "eval/exact_match" in line]
+    assert [line["step"] for line in scored] == [2]
+
+
+def test_answers_do_not_depend_on_the_batch():
+    made = build.build_run(config())
+    model, cases = random_model(made.plan), read_cases(config(), made)[:5]
+    together = make_answerer(config(), made)(model, [case.example for case in cases])
+    one = Answerer(made, AnswerConfig(rows=2, tiles=1, regions=1, max_new=4))
+    alone = [one(model, [case.example])[0] for case in cases]
+    assert together == alone
+    assert len({answer.text for answer in together}) > 1
+
+
+def test_turns_keep_the_true_answers_before_them():
+    made = build.build_run(config())
+    (case, *_) = read_cases(config(), made, 1)
+    first, second = turns_of(
+        "chat",
+        _with_turns(case.example, [("human", "<image>\na?"), ("gpt", "A."), ("human", "b?"), ("gpt", "B.")]),
+    )
+    assert (first.question, first.truth) == ("a?", "A.")
+    assert (second.question, second.truth) == ("b?", "B.")
+    assert second.example.turns[1] == ("gpt", "A.")
+
+
+def _with_turns(example, turns):
+    import dataclasses
+
+    return dataclasses.replace(example, turns=turns, meta={})
+
+
+def test_command_line_answers(workdir, tmp_path, capsys):
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(picture)
+    generate.answer(
+        workdir,
+        ["What is there?", "And here: <region>?"],
+        [str(picture)],
+        ["0,0,0.5,1"],
+        AnswerConfig(max_new=3),
+    )
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_what_the_command_line_refuses(workdir, tmp_path):
+    truncated = tmp_path / "picture.jpg"
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:200])
+    few = AnswerConfig(max_new=1)
+    with pytest.raises(DataError, match=r"picture\.jpg"):
+        generate.answer(workdir, ["What?"], [str(truncated)], [], few)
+    with pytest.raises(DataError, match="no such picture"):
+        generate.answer(workdir, ["What?"], [str(tmp_path / "none.png")], [], few)
+    with pytest.raises(DataError, match="<region>"):
+        generate.answer(workdir, ["What is <region>?"], [], [], few)
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        generate.answer(tmp_path, ["What?"], [], [], few)
+
+
+@pytest.mark.parametrize("text", ["1,2,3", "0.5,0,0.1,1", "0,0,2,1", "a,b,c,d"])
+def test_boxes_that_are_none(text):
+    with pytest.raises(ValueError, match=f"--region={text}"):
+        generate.boxes([text], 56)
+
+
+def test_marks_are_placed_as_in_training():
+    asked = generate.place_marks("What is <region> and <region>?", 1, first=True)
+    assert asked == f"<image>\nWhat is {region_text(1)} and {region_text(2)}?"
+    assert generate.place_marks("And <image>?", 1, first=True) == "And <image>?"
+    assert generate.place_marks("And?", 1, first=False) == "And?"
+
+
+def test_exact_match_by_kind():
+    scores = exact_match(
+        [("colour", "Red.", " red."), ("colour", "Blue.", "Red."), ("count", "Two.", "Two.")]
+    )
+    assert scores == {
+        "exact_match": pytest.approx(2 / 3),
+        "exact_match/colour": 0.5,
+        "exact_match/count": 1.0,
+        "count": 3,
+    }
+    with pytest.raises(ValueError, match="no answers"):
+        exact_match([])
+
+
+def test_blind_guess_is_the_most_frequent_answer():
+    made = build.build_run(config())
+    cases = read_cases(config(), made, 1)[:1] * 3
+    assert evaluate.most_frequent(cases)["exact_match"] == 1.0
+    assert jax.device_count() == 8
