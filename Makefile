@@ -17,7 +17,7 @@ $(STAMP): setup.py
 
 demo: $(STAMP)  ## train the tiny model on synthetic scenes, evaluate, write runs/demo/report.html
 	$(PY) -m launch.train --config configs/demo.py --workdir runs/demo
-	$(PY) -m launch.evaluate --config configs/demo.py --workdir runs/demo
+	$(PY) -m launch.evaluate --config configs/demo.py --workdir runs/demo --require 0.8
 
 test: $(STAMP)  ## the whole suite: no network, no accelerator, under 15 minutes on 2 cores
 	$(PY) -m pytest -n 2 -m 'not slow' tests

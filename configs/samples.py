@@ -24,8 +24,9 @@ def get_config() -> ml_collections.ConfigDict:
             "caption": {"rows": 4, "tiles": 1, "datasets": caption},
         }
         config.data.groups = 1
-        config.data.length = 256
+        config.data.length = 192
         config.eval.tasks = {"chat": {"tiles": 1, "regions": 0, "datasets": chat}}
+        config.eval.every = 100
         config.eval.max_new = 128
         config.optimizer.peak = 1e-3
     return config

@@ -4,7 +4,7 @@
     python -m launch.evaluate --config configs/demo.py --workdir runs/demo
 
 Scores the newest checkpoint of the run, and beside it the same model untrained and the most frequent answer
-to each question. Writes `evaluation.json` and `report.html` into the run's folder.
+to the same question. Writes `evaluation.json` and `report.html` into the run's folder.
 """
 
 import collections
@@ -68,11 +68,23 @@ def run_evaluation(config, workdir: pathlib.Path) -> dict[str, float]:
 
 
 def most_frequent(cases: Sequence[Case]) -> dict[str, float]:
-    """Scores of always giving the most frequent of these answers to the same question: blind guessing."""
-    truths = collections.defaultdict(collections.Counter)
+    """Scores of guessing blindly: the answer that the other cases give most often to the same question.
+
+    Where no other case asks it, to the same kind of question.
+    """
+    truths: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for case in cases:
         truths[case.question][case.truth] += 1
-    return exact_match((case.kind, truths[case.question].most_common(1)[0][0], case.truth) for case in cases)
+        truths[case.kind][case.truth] += 1
+
+    def guess(case: Case) -> str:
+        for key in (case.question, case.kind):
+            others = truths[key] - collections.Counter([case.truth])
+            if others:
+                return others.most_common(1)[0][0]
+        return ""
+
+    return exact_match((case.kind, guess(case), case.truth) for case in cases)
 
 
 def table(scores: dict[str, float], untrained: dict[str, float], frequent: dict[str, float]) -> str:
