@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
         config.model.regions.hidden = 64
         config.model.llm.update(width=128, depth=4, heads=4, kv_heads=4, mlp=384)
 
-        # All kinds of question but the two on relations between things, which take longer to learn than a demo
+        # All kinds of question but those on relations between things, which take longer to learn than a demo
         # may last.
         asked = {"questions": ("colour", "shape", "size", "where", "count", "exists")}
         config.data.mixture = {
