@@ -48,7 +48,7 @@ def _one(folder: pathlib.Path, name: str, data: dict[str, np.ndarray]) -> Iterat
     config, tensors = config_for(folder, name)
     model = build(config, tensors)
     ids = goldens.config(folder)["token_ids"]
-    inputs = inputs_for(data, config, ids)
+    inputs = jax.tree.map(jnp.asarray, inputs_for(data, config, ids))
     valid = data["in/attention_mask"].astype(bool)
 
     images, regions = model.see(inputs)
@@ -79,10 +79,10 @@ def _one(folder: pathlib.Path, name: str, data: dict[str, np.ndarray]) -> Iterat
         return  # the official loss is multiplied by 0; or the region pooling was drawn at random
 
     rows, projection = link_rows(data, inputs, ids, config)
-    if rows is None:
-        batch = {"only": TaskRows(inputs, data["labels"][None], *_no_links(inputs), targets={})}
-    else:
-        batch = {"only": TaskRows(inputs, data["labels"][None], *rows, targets={"probe": projection})}
+    targets = {} if rows is None else {"probe": projection}
+    only = TaskRows(inputs, data["labels"][None], *(rows or _no_links(inputs)), targets)
+    batch = jax.tree.map(jnp.asarray, {"only": only})
+    if rows is not None:
         states = np.asarray(links.read(hidden.reshape(embedded.shape), batch["only"]).states)
         yield from _states(data, states[0], np.asarray(rows[1])[0])
     graph, params = nnx.split(model)
