@@ -94,8 +94,9 @@ class SpecialIds:
         Raises:
           ValueError: lists all strings the tokenizer does not know.
         """
-        found = {name: lookup(token) for name, token in SPECIAL_TOKENS.items()}
-        missing = [SPECIAL_TOKENS[name] for name, token_id in found.items() if token_id is None]
+        looked_up = {name: lookup(token) for name, token in SPECIAL_TOKENS.items()}
+        found = {name: token_id for name, token_id in looked_up.items() if token_id is not None}
+        missing = [token for name, token in SPECIAL_TOKENS.items() if name not in found]
         if missing:
             raise ValueError(
                 f"the tokenizer does not know the special tokens {', '.join(missing)}; "

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Official names of CLIP's image encoder (`CLIPVisionModel`), without the prefix of a bigger model."""
 
-from vllm2_jax.convert.rules import Ignore, Rule, Table
+from vllm2_jax.convert.rules import Ignore, Row, Rule, Table
 from vllm2_jax.convert.transforms import CONV, TRANSPOSE, join_heads, split_heads, split_heads_bias
 from vllm2_jax.vision.clip import CLIPConfig
 
@@ -9,7 +9,7 @@ from vllm2_jax.vision.clip import CLIPConfig
 def table(config: CLIPConfig) -> Table:
     """Rows for every tensor of the tower."""
     layer = r"vision_model\.encoder\.layers\.(\d+)\."
-    rows = [
+    rows: list[Row] = [
         Rule(r"vision_model\.embeddings\.class_embedding", "class_token"),
         Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "patches/kernel", CONV),
         Rule(r"vision_model\.embeddings\.position_embedding\.weight", "positions"),

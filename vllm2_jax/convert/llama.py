@@ -2,7 +2,7 @@
 """Official names of Llama and Vicuna (`LlamaForCausalLM`), without the prefix of a bigger model."""
 
 from vllm2_jax.convert import lora
-from vllm2_jax.convert.rules import Ignore, Rule, Table
+from vllm2_jax.convert.rules import Ignore, Row, Rule, Table
 from vllm2_jax.convert.transforms import TRANSPOSE, join_heads, split_heads, split_heads_bias
 from vllm2_jax.llm.llama import LlamaConfig
 
@@ -10,7 +10,7 @@ from vllm2_jax.llm.llama import LlamaConfig
 def table(config: LlamaConfig) -> Table:
     """Rows for every tensor of the language model; adapters by the names of `lora.plain_names`."""
     layer, attention = r"model\.layers\.(\d+)\.", "layers/attention"
-    rows = [
+    rows: list[Row] = [
         Rule(r"model\.embed_tokens\.weight", "embed"),
         Rule(r"model\.norm\.weight", "norm/scale"),
         Rule(r"lm_head\.weight", "head", TRANSPOSE),
@@ -28,7 +28,7 @@ def table(config: LlamaConfig) -> Table:
         official, ours = layer + rf"self_attn\.{name}_proj\.", f"{attention}/{name}"
         rows.append(Rule(official + "weight", f"{ours}/kernel", split_heads(heads)))
         rows.append(Rule(official + "bias", f"{ours}/bias", split_heads_bias(heads)))
-    official = {name: layer + rf"self_attn\.{name}_proj" for name in "qkv"}
-    official |= {"out": layer + r"self_attn\.o_proj"}
-    official |= {name: layer + rf"mlp\.{name}_proj" for name in ("gate", "up", "down")}
-    return rows + lora.rows(config, official)
+    projections = {name: layer + rf"self_attn\.{name}_proj" for name in "qkv"}
+    projections |= {"out": layer + r"self_attn\.o_proj"}
+    projections |= {name: layer + rf"mlp\.{name}_proj" for name in ("gate", "up", "down")}
+    return rows + lora.rows(config, projections)

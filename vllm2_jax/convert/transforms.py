@@ -6,6 +6,7 @@ All only move numbers, so they hold for gradients as well. Heads stand before th
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class Transform:
     inverse: our array(s), as arguments -> official array.
     """
 
-    forward: Callable[[np.ndarray], np.ndarray | tuple[np.ndarray, ...]]
+    forward: Callable[[np.ndarray], Any]
     inverse: Callable[..., np.ndarray]
 
 

@@ -31,9 +31,10 @@ def table(config: ModelConfig, llm: str = "llama") -> Table:
     Raises:
       ConversionError: a decoder without a table.
     """
-    vision = clip.table if isinstance(config.vision, CLIPConfig) else internvit.table
+    vision = config.vision
+    tower = clip.table(vision) if isinstance(vision, CLIPConfig) else internvit.table(vision)
     rows = [
-        *prefixed(vision(config.vision), "vis_encoder.", "vision/"),
+        *prefixed(tower, "vis_encoder.", "vision/"),
         *prefixed(bridge.table(config.bridge), "vl_bridge.", "bridge/"),
         *prefixed(regions.table(config.regions), "region_encoder.", "regions/"),
         *(Rule(rf"emb_embeddings_{bank}\.weight", f"queries/{bank}") for bank in BANKS),
