@@ -6,6 +6,7 @@ are a static slice inside each group: routing adds no collective. All arrays lea
 the only one that is ever split over devices. `r` counts the rows of one task in a group, `R` those of all.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,7 +104,8 @@ def merge(tasks: Sequence[Inputs], tokens_per_tile: int) -> Inputs:
     for task in tasks:
         offsets = jnp.array([0, tiles * tokens_per_tile, masks, 0], task.index.dtype)
         shifted.append(
-            task.replace(
+            dataclasses.replace(
+                task,
                 index=task.index + offsets[task.source],
                 mask_tile=task.mask_tile + tiles,
             )

@@ -10,6 +10,7 @@ the same turn as its routing token, and takes one row only: `modeling_visionllmv
 are the same.)
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -132,7 +133,8 @@ def generate(
         tokens = _put(state.tokens, (state.lengths,), last, active)
         lengths = state.lengths + active
         ended = (last == ids.eos) | _ends_with(tokens, lengths, stop)
-        return state.replace(last=last, tokens=tokens, lengths=lengths, done=state.done | (active & ended))
+        done = state.done | (active & ended)
+        return dataclasses.replace(state, last=last, tokens=tokens, lengths=lengths, done=done)
 
     def turn(state: State) -> State:
         live, in_link = ~state.done, state.pending > 0
@@ -159,7 +161,8 @@ def generate(
         link = jnp.where(opens, hit.argmax(axis=1), state.link)
         pending = jnp.where(opens, sizes[link], jnp.maximum(state.pending - 1, 0))
         completes = in_link & (pending == 0)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             turn=state.turn + 1,
             pending=pending,
             link=link,

@@ -29,7 +29,7 @@ from vllm2_jax.nn.stack import run, stack
 EMBED_INIT = nnx.initializers.normal(0.02)  # as in the official configs
 
 
-def kernel_init(inputs: int, outputs: int) -> nnx.Initializer:
+def kernel_init(inputs: int, outputs: int) -> jax.nn.initializers.Initializer:
     """Normal, with variance 1 / fan-in, for a kernel with that many axes on either side.
 
     At the released widths this is the official 0.02 (1 / sqrt(4096) = 0.016); a small model that starts from
@@ -96,8 +96,11 @@ class Projection(nnx.Module):
         n = len(inputs)
         self.kernel = param(kernel_init(n, len(outputs)), rngs, (*inputs, *outputs), axes)
         self.bias = param(nnx.initializers.zeros, rngs, outputs, axes[n:]) if bias else None
-        adapted = adapter is not None and adapter.adapts(name)
-        self.lora = LoRA(adapter, inputs, outputs, axes, dtype=dtype, rngs=rngs) if adapted else None
+        self.lora = (
+            LoRA(adapter, inputs, outputs, axes, dtype=dtype, rngs=rngs)
+            if adapter is not None and adapter.adapts(name)
+            else None
+        )
         self.inputs, self.dtype = n, dtype
 
     def __call__(self, x: Float[Array, "B T *I"], key: jax.Array | None = None) -> Float[Array, "B T *O"]:
@@ -113,7 +116,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         d, hd = config.width, config.head_dim
-        kinds = {"adapter": config.lora, "dtype": dtype, "rngs": rngs}
+        kinds: dict[str, Any] = {"adapter": config.lora, "dtype": dtype, "rngs": rngs}
         grouped: Axes = ("embed", "kv_heads", "head_dim")
         self.q = Projection(
             "q", (d,), (config.heads, hd), ("embed", "heads", "head_dim"), bias=config.qkv_bias, **kinds
@@ -130,7 +133,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         d, wide = (config.width,), (config.mlp,)
-        kinds = {"adapter": config.lora, "dtype": dtype, "rngs": rngs}
+        kinds: dict[str, Any] = {"adapter": config.lora, "dtype": dtype, "rngs": rngs}
         self.gate = Projection("gate", d, wide, ("embed", "mlp"), **kinds)
         self.up = Projection("up", d, wide, ("embed", "mlp"), **kinds)
         self.down = Projection("down", wide, d, ("mlp", "embed"), **kinds)
@@ -272,9 +275,11 @@ class Llama(nnx.Module):
         copy.config = dataclasses.replace(self.config, lora=None)
         for name in PROJECTIONS:
             projection = getattr(copy.layers.attention if name in ATTENTION else copy.layers.mlp, name)
-            if projection.lora is not None:
-                a, b = projection.lora.a[...], projection.lora.b[...]
-                projection.kernel[...] = lora.fold(projection.kernel[...], a, b, self.config.lora.scale)
+            adapter = projection.lora
+            if adapter is not None:
+                projection.kernel[...] = lora.fold(
+                    projection.kernel[...], adapter.a[...], adapter.b[...], adapter.config.scale
+                )
                 projection.lora = None
         return copy
 

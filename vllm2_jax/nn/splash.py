@@ -111,9 +111,7 @@ def _interpret() -> bool:
 
 def _kernel(heads: int, length: int, keys: int, block_q: int, block_k: int, causal: bool, interpret: bool):
     """The kernel for one row; its mask is a rule, not an array."""
-    mask = splash_attention_mask.FullMask((length, keys))
-    if causal:
-        mask = splash_attention_mask.CausalMask((length, keys))
+    rule = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
     sizes = splash_attention_kernel.BlockSizes(
         block_q=block_q,
         block_kv=block_k,
@@ -131,4 +129,4 @@ def _kernel(heads: int, length: int, keys: int, block_q: int, block_k: int, caus
         residual_checkpoint_name="attention_out",
         interpret=interpret,
     )
-    return make(splash_attention_mask.MultiHeadMask([mask] * heads))
+    return make(splash_attention_mask.MultiHeadMask([rule((length, keys))] * heads))

@@ -55,7 +55,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "N T V"]) -> Float[Array, "N T V"]:
         """Every token looks at all tokens of its picture."""
         q, k, v = self.q(x), self.k(x), self.v(x)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q = self.q_norm(q.reshape(x.shape)).reshape(q.shape)
             k = self.k_norm(k.reshape(x.shape)).reshape(k.shape)
         return self.out(attention(q, k, v, impl=self.impl))
