@@ -4,7 +4,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import ml_collections
@@ -31,7 +31,7 @@ from vllm2_jax.vision import VISION
 from vllm2_jax.vision.bridge import BridgeConfig
 from vllm2_jax.vision.regions import RegionConfig
 
-Config = ml_collections.ConfigDict
+Config: TypeAlias = ml_collections.ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +197,7 @@ def describe(run: Run) -> str:
         name: sum(x.size for x in jax.tree.leaves(getattr(run.plan.abstract, name)))
         for name in ("params", "frozen")
     }
-    slices = count_slices(run.mesh.devices.flat)
+    slices = count_slices(list(run.mesh.devices.flat))
     return (
         f"{run.mesh.size} devices in {slices} slice(s), mesh {dict(run.mesh.shape)}; "
         f"{count['params']:,} parameters trained, {count['frozen']:,} frozen"

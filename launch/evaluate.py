@@ -27,7 +27,7 @@ from vllm2_jax.train.checkpoint import load_weights
 from vllm2_jax.train.state import random_model
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config the run was trained with.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process a host: find the others (TPU pods, Slurm).")
 _REQUIRE = flags.DEFINE_float("require", 0.0, "Exit with 1 if the exact match is below this share.")
 
@@ -97,5 +97,5 @@ def table(scores: dict[str, float], untrained: dict[str, float], frequent: dict[
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)

@@ -26,7 +26,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     None,
     "A file with get_config(), such as configs/base.py:tiny; any key can be set as --config.key=value.",
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints and metrics.jsonl.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints and metrics.jsonl.", required=True
+)
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process a host: find the others (TPU pods, Slurm).")
 
 
@@ -62,5 +64,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)

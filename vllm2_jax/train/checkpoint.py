@@ -8,7 +8,7 @@ complete.
 
 import pathlib
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import grain.checkpoint
 import jax
@@ -17,6 +17,8 @@ from flax import nnx
 
 from vllm2_jax.sharding.partition import is_variable, path_name
 from vllm2_jax.train.state import TrainState
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 class Checkpoints:
@@ -140,7 +142,7 @@ def save_weights(directory: str | pathlib.Path, model: nnx.Module) -> None:
         )
 
 
-def load_weights(directory: str | pathlib.Path, model: nnx.Module, fresh: str = "") -> nnx.Module:
+def load_weights(directory: str | pathlib.Path, model: Model, fresh: str = "") -> Model:
     """Replaces the parameters of a sharded model by those of another run or of a conversion.
 
     Args:

@@ -3,6 +3,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,8 +115,8 @@ def plan(
     )
 
 
-def random_model(plan: Plan) -> nnx.Module:
-    """The model with random weights, every array born on the devices that keep it."""
+def random_model(plan: Plan) -> Any:
+    """What `plan.make_model` makes, with random weights, every array born on the devices that keep it."""
     # On CPU LLVM would optimise the random bits of every parameter for 25 s, to draw them once (tiny model).
     on_cpu = jax.tree.leaves(plan.model_shardings)[0].mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else {}
