@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
         config.model.vision.update(width=128, depth=2, mlp=384)
         config.model.vision_layer = -1
         config.model.regions.hidden = 64
-        config.model.llm.update(width=128, depth=4, heads=4, kv_heads=4, mlp=384)
+        config.model.llm.update(width=128, depth=3, heads=4, kv_heads=4, mlp=384)
 
         # All kinds of question but those on relations between things, which take longer to learn than a demo
         # may last.
@@ -36,9 +36,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "datasets": {"synthetic": {"task": task, **options}},
             }
             for task, rows, regions, options in (
-                ("chat", 20, 0, asked),
-                ("caption", 6, 0, {}),
-                ("region", 6, 1, {}),
+                ("chat", 14, 0, asked),
+                ("caption", 10, 0, {}),
+                ("region", 8, 1, {}),
             )
         }
         config.data.groups = 1
@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
         config.eval.tasks = ml_collections.ConfigDict(copy.deepcopy(HELDOUT["synthetic"]))
         config.eval.tasks.chat.datasets.synthetic.update(asked)
         config.eval.every = 650
-        config.optimizer.peak = 1e-3
+        config.optimizer.peak = 8e-4
         config.optimizer.b2 = 0.95  # 0.999 remembers longer than this run lasts
         config.log_every = 50
     return config
