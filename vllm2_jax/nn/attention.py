@@ -5,7 +5,10 @@ Two implementations agree on all columns that are not padding: XLA's, which buil
 columns, and `nn/splash.py`, which does not and is for long rows on a TPU.
 """
 
+import functools
+
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
@@ -49,10 +52,52 @@ def attention(
         if mask is not None:
             raise ValueError("splash attention takes no explicit mask; use impl='xla' to decode")
         return splash(q, k, v, causal=causal, segments=segments)
+    out = [
+        _attend(q[:, start:stop], k[:, :seen], v[:, :seen], _mask(start, stop, seen, causal, segments, mask))
+        for start, stop, seen in _bands(q.shape[1], k.shape[1], causal)
+    ]
+    return checkpoint_name(jnp.concatenate(out, axis=1), "attention_out")
+
+
+def _bands(queries: int, keys: int, causal: bool) -> list[tuple[int, int, int]]:
+    """Cuts the queries in up to 4 bands of 128 or more: first query, the one after the last, keys to look at.
+
+    A causal band never touches the keys behind it: with 4 bands that is 3/8 of all pairs, and half of the time
+    on a CPU (forward and backward, B=4 T=512 H=8 D=64: 236 ms in one piece, 147 ms in bands). More bands would
+    save at most another 1/8.
+    """
+    size = -(-queries // max(1, min(4, queries // 128))) if causal else queries
+    starts = range(0, queries, size)
+    return [(i, min(i + size, queries), min(i + size, keys) if causal else keys) for i in starts]
+
+
+def _mask(start, stop, seen, causal, segments, mask) -> Bool[Array, "#B t s"] | None:
+    """Who may look where, for one band; None is everywhere."""
+    parts = []
+    if causal:
+        parts.append((jnp.arange(start, stop)[:, None] >= jnp.arange(seen))[None])
     if segments is not None:
-        same = segments[:, :, None] == segments[:, None, :]
-        mask = same if mask is None else mask & same
-    # As fast as an einsum of our own on a CPU (104 against 114 ms, forward and backward, B=4 T=512 H=8 D=64).
-    mask = None if mask is None else mask[:, None]
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
-    return checkpoint_name(out, "attention_out")
+        parts.append(segments[:, start:stop, None] == segments[:, None, :seen])
+    if mask is not None:
+        parts.append(mask[:, start:stop, :seen])
+    return functools.reduce(jnp.logical_and, parts) if parts else None
+
+
+def _attend(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    mask: Bool[Array, "#B T S"] | None,
+) -> Float[Array, "B T H D"]:
+    """One band. The queries are scaled and the sums divided, not the scores: two passes over T x S less."""
+    q_scaled = (q * q.shape[-1] ** -0.5).astype(q.dtype)
+    grouped = q_scaled.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        # Finite, so that a query that may look nowhere weighs all values alike.
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    # The softmax is the same for any shift, so the shift needs no gradient.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = jnp.moveaxis(weights.sum(axis=-1), -1, 1)[..., None]
+    out = jnp.einsum("bkgts,bskd->btkgd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / total).astype(q.dtype).reshape(q.shape)
