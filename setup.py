@@ -39,6 +39,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "tensorboard": ["tensorflow"],
+        "benchmark": ["torch"],
         "tfds": ["tensorflow", "importlib_resources"],  # to build TFDS datasets; 4.9.10 forgets the second
         "dev": [
             "beartype>=0.19",
