@@ -124,18 +124,18 @@ def random_batch(run: Run, rows: int, *, prompts: bool = False) -> dict[str, Tas
 def for_peer(run: Run, batch: dict[str, TaskRows]) -> dict[str, np.ndarray]:
     """The same batch for PyTorch: padding on the left, pixels normalised and channels first."""
     rows = batch["chat"]
-    inputs = jax.tree.map(lambda x: np.asarray(flatten_groups(x)), rows.inputs)
-    shift = [int((row == 0).sum()) for row in inputs.segments]
+    inputs = jax.tree.map(lambda x: x[0], vars(rows.inputs))  # of the only group
+    shift = [int((row == 0).sum()) for row in inputs["segments"]]
 
     def left(x: np.ndarray) -> np.ndarray:
         return np.stack([np.roll(row, by) for row, by in zip(x, shift, strict=True)])
 
-    pixels = np.asarray(normalize(jnp.asarray(inputs.tiles), jnp.float32)).transpose(0, 3, 1, 2)
+    pixels = np.asarray(normalize(jnp.asarray(inputs["tiles"]), jnp.float32)).transpose(0, 3, 1, 2)
     return {
-        "tokens": left(inputs.tokens).astype(np.int64),
-        "image": left(inputs.source == IMAGE),
-        "valid": left(inputs.segments).astype(np.int64),
-        "labels": left(np.asarray(flatten_groups(rows.labels))).astype(np.int64),
+        "tokens": left(inputs["tokens"]).astype(np.int64),
+        "image": left(inputs["source"] == IMAGE),
+        "valid": left(inputs["segments"]).astype(np.int64),
+        "labels": left(rows.labels[0]).astype(np.int64),
         "pixels": pixels,
     }
 
