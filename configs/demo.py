@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Changes to `configs/base.py`."""
     config = base.get_config("tiny")
     with config.unlocked():
-        config.steps = 2600
+        config.steps = 3000
         config.dtype = "float32"  # CPUs have no fast bfloat16
         config.model.vision.update(width=128, depth=2, mlp=384)
         config.model.vision_layer = -1
@@ -45,7 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
         config.data.length = 80
         config.eval.tasks = ml_collections.ConfigDict(copy.deepcopy(HELDOUT["synthetic"]))
         config.eval.tasks.chat.datasets.synthetic.update(asked)
-        config.eval.every = 650
+        config.eval.every = 750
         config.optimizer.peak = 8e-4
         config.optimizer.b2 = 0.95  # 0.999 remembers longer than this run lasts
         config.log_every = 50
