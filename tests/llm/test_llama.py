@@ -10,7 +10,6 @@ import pytest
 
 from tests.llm import small
 from vllm2_jax.batch import IGNORE
-from vllm2_jax.llm.cache import KVCache
 from vllm2_jax.llm.llama import LlamaConfig
 from vllm2_jax.llm.loss import cross_entropy
 from vllm2_jax.nn.stack import REMAT
@@ -78,20 +77,18 @@ def test_padding_and_packing_change_nothing(llm):
 
 def test_cached_steps_equal_one_pass(llm):
     """A prompt of 5 columns, then 3 columns at once, then one by one."""
-    c = small.CONFIG
     x, positions = llm.embed_tokens(IDS), jnp.broadcast_to(jnp.arange(12), IDS.shape)
-    cache = KVCache.zeros(c.depth, 2, 12, c.kv_heads, c.head_dim, jnp.float32)
     ones = jnp.ones((2, 5), jnp.int32)
-    prefill, step = jax.jit(type(llm).prefill), jax.jit(type(llm).step)
-    hidden, cache = prefill(llm, x[:, :5], positions=positions[:, :5], segments=ones, cache=cache)
+    prefill, step = jax.jit(type(llm).prefill, static_argnames="columns"), jax.jit(type(llm).step)
+    hidden, caches = prefill(llm, x[:, :5], positions=positions[:, :5], segments=ones, columns=12)
     parts = [hidden]
     for start, stop in ((5, 8), (8, 9), (9, 10), (10, 11), (11, 12)):
         visible = jnp.arange(12) <= jnp.arange(start, stop)[:, None]
-        hidden, cache = step(
+        hidden, caches = step(
             llm,
             x[:, start:stop],
             positions=positions[:, start:stop],
-            cache=cache,
+            caches=caches,
             column=jnp.int32(start),
             visible=jnp.broadcast_to(visible, (2, *visible.shape)),
         )

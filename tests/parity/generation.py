@@ -15,7 +15,6 @@ from flax import struct
 from tests.parity import Case, goldens
 from tests.parity.model import build, config_for, inputs_for
 from vllm2_jax.batch import flatten_groups
-from vllm2_jax.llm.cache import KVCache
 from vllm2_jax.llm.generate import generate
 from vllm2_jax.llm.sampling import Sampler
 from vllm2_jax.model import VisionLLMv2
@@ -92,12 +91,10 @@ def _calls(
     llm, counts = model.llm, model.config.queries
     queries = model.queries.table(jnp.float32)
     columns = data["final_cache_layer1_key"].shape[2]
-    shape = (llm.config.depth, 1, columns, llm.config.kv_heads, llm.config.head_dim)
-    cache = KVCache.zeros(*shape, jnp.float32)
     positions = jnp.arange(columns)[None]
     start = prompt.shape[1]
     ones = jnp.ones(prompt.shape[:2], jnp.int32)
-    hidden, cache = llm.prefill(prompt, positions=positions[:, :start], segments=ones, cache=cache)
+    hidden, caches = llm.prefill(prompt, positions=positions[:, :start], segments=ones, columns=columns)
     banks = {getattr(ids, link.token): link.bank for link in LINKS}
     for call in range(int(data["n_steps"])):
         if call:
@@ -108,10 +105,10 @@ def _calls(
                 x = jnp.concatenate([x, queries[None, offset : offset + counts.of(banks[token])]], axis=1)
             stop = start + x.shape[1]
             visible = jnp.arange(columns) <= jnp.arange(start, stop)[:, None]
-            hidden, cache = llm.step(
+            hidden, caches = llm.step(
                 x,
                 positions=positions[:, start:stop],
-                cache=cache,
+                caches=caches,
                 column=jnp.int32(start),
                 visible=visible[None],
             )
@@ -120,5 +117,5 @@ def _calls(
         yield f"call {call} hidden states", np.asarray(hidden)[:, -tail:], data[f"hidden_{call}"]
         logits = np.asarray(llm.logits(hidden))
         yield f"call {call} logits", logits[:, -tail:], data[f"logits_{call}"]
-    yield "cached keys", np.asarray(cache.k)[1].swapaxes(1, 2), data["final_cache_layer1_key"]
-    yield "cached values", np.asarray(cache.v)[1].swapaxes(1, 2), data["final_cache_layer1_value"]
+    yield "cached keys", np.asarray(caches[1].k), data["final_cache_layer1_key"]
+    yield "cached values", np.asarray(caches[1].v), data["final_cache_layer1_value"]

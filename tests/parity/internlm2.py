@@ -17,7 +17,6 @@ from flax import nnx
 from tests.parity import Case, goldens
 from vllm2_jax.convert import internlm2
 from vllm2_jax.convert.rules import load
-from vllm2_jax.llm.cache import KVCache
 from vllm2_jax.llm.llama import Llama, LlamaConfig
 from vllm2_jax.nn.attention import attention
 from vllm2_jax.nn.rope import RopeConfig, rotation
@@ -61,14 +60,13 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
 
 
 def _variant(llm: Llama, data: dict[str, np.ndarray]) -> Iterator[Case]:
-    c, mask = llm.config, data["mask"].astype(bool)
+    mask = data["mask"].astype(bool)
     rows, length = mask.shape
     fed = data["next_ids"].shape[1]
     positions = jnp.broadcast_to(jnp.arange(length + fed), (rows, length + fed))
     x = llm.embed_tokens(jnp.asarray(data["ids"]))
-    cache = KVCache.zeros(c.depth, rows, length + fed, c.kv_heads, c.head_dim, jnp.float32)
     segments = jnp.asarray(mask, jnp.int32)
-    hidden, cache = llm.prefill(x, positions=positions[:, :length], segments=segments, cache=cache)
+    hidden, caches = llm.prefill(x, positions=positions[:, :length], segments=segments, columns=length + fed)
     yield "logits", np.asarray(llm.logits(hidden))[mask], data["logits"][mask]
     if "hidden_0" in data:
         yield "embeddings", np.asarray(x), data["hidden_0"]
@@ -81,7 +79,7 @@ def _variant(llm: Llama, data: dict[str, np.ndarray]) -> Iterator[Case]:
     hidden, _ = llm.step(
         llm.embed_tokens(jnp.asarray(data["next_ids"])),
         positions=positions[:, length:],
-        cache=cache,
+        caches=caches,
         column=jnp.int32(length),
         visible=visible,
     )

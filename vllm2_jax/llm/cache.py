@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of all layers for decoding: one array each, written in place by the compiled loop."""
+"""The key-value cache of one layer: one static shape, written in place."""
 
 import jax
 import jax.numpy as jnp
@@ -12,49 +12,35 @@ from vllm2_jax.nn.axes import constrain
 
 @struct.dataclass
 class KVCache:
-    """Rotated keys, and values, of every column so far. Axes: N layers, B rows, S columns, K heads, D wide.
+    """Rotated keys, and values, of every column so far. Axes: B rows, K heads, S columns, D wide.
 
-    All rows write the same column at the same time; which columns of a row mean something is the caller's to
-    know (`generate.State.valid`). Columns that nothing was written to are zeros.
+    Each layer has its own: in one array for all layers, every turn would copy a layer's part out of it before
+    it can be multiplied. All rows write the same column at the same time; which columns of a row mean
+    something is the caller's to know (`generate.State.valid`). Columns that nothing was written to are zeros.
+    Heads stand before columns, as attention multiplies them: the other way round each turn would transpose
+    the cache.
     """
 
-    k: Float[Array, "N B S K D"]
-    v: Float[Array, "N B S K D"]
+    k: Float[Array, "B K S D"]
+    v: Float[Array, "B K S D"]
 
     @classmethod
-    def zeros(
-        cls, layers: int, rows: int, columns: int, heads: int, head_dim: int, dtype: DTypeLike
-    ) -> "KVCache":
+    def zeros(cls, rows: int, columns: int, heads: int, head_dim: int, dtype: DTypeLike) -> "KVCache":
         """An empty cache."""
-        shape = (layers, rows, columns, heads, head_dim)
-        empty = constrain(jnp.zeros(shape, dtype), "layers", "batch", None, "kv_heads", "head_dim")
+        empty = jnp.zeros((rows, heads, columns, head_dim), dtype)
+        empty = constrain(empty, "batch", "kv_heads", None, "head_dim")
         return cls(k=empty, v=empty)
 
-    def fill(self, k: Float[Array, "N B T K D"], v: Float[Array, "N B T K D"]) -> "KVCache":
-        """Writes all layers' first T columns: the prompt."""
-        start = (0, 0, 0, 0, 0)
-        return KVCache(
-            k=jax.lax.dynamic_update_slice(self.k, k.astype(self.k.dtype), start),
-            v=jax.lax.dynamic_update_slice(self.v, v.astype(self.v.dtype), start),
-        )
-
     def write(
-        self,
-        layer: Int[Array, ""],
-        column: Int[Array, ""],
-        k: Float[Array, "B T K D"],
-        v: Float[Array, "B T K D"],
+        self, column: int | Int[Array, ""], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"]
     ) -> "KVCache":
-        """Writes T columns of one layer, from `column` on."""
-        start = (layer, 0, column, 0, 0)
+        """Writes T columns, from `column` on."""
+        start = (0, 0, column, 0)
         return KVCache(
-            k=jax.lax.dynamic_update_slice(self.k, k.astype(self.k.dtype)[None], start),
-            v=jax.lax.dynamic_update_slice(self.v, v.astype(self.v.dtype)[None], start),
+            k=jax.lax.dynamic_update_slice(self.k, k.astype(self.k.dtype).swapaxes(1, 2), start),
+            v=jax.lax.dynamic_update_slice(self.v, v.astype(self.v.dtype).swapaxes(1, 2), start),
         )
 
-    def layer(self, layer: Int[Array, ""]) -> tuple[Float[Array, "B S K D"], Float[Array, "B S K D"]]:
-        """Keys and values of one layer."""
-        return (
-            jax.lax.dynamic_index_in_dim(self.k, layer, keepdims=False),
-            jax.lax.dynamic_index_in_dim(self.v, layer, keepdims=False),
-        )
+    def read(self) -> tuple[Float[Array, "B S K D"], Float[Array, "B S K D"]]:
+        """Keys and values of all columns."""
+        return self.k.swapaxes(1, 2), self.v.swapaxes(1, 2)

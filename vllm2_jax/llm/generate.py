@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from vllm2_jax.llm.cache import KVCache
-from vllm2_jax.llm.llama import Llama
+from vllm2_jax.llm.llama import Caches, Llama
 from vllm2_jax.llm.sampling import Choose, Sampler
 from vllm2_jax.tokens import BANKS, LINKS, QueryCounts, SpecialIds
 
@@ -65,7 +64,7 @@ class State:
       position: rotary position of the next column: the columns that count so far.
       done: the row emitted its end; it goes on being computed, and none of it counts.
       valid: which columns of the cache count.
-      cache: keys and values.
+      caches: keys and values of each layer.
       tokens, lengths, states, kind, n_links: as in `Generation`.
     """
 
@@ -76,7 +75,7 @@ class State:
     position: Int[Array, " B"]
     done: Bool[Array, " B"]
     valid: Bool[Array, "B S"]
-    cache: KVCache
+    caches: Caches
     tokens: Int[Array, "B N"]
     lengths: Int[Array, " B"]
     states: Float[Array, "B K Q D"]
@@ -146,10 +145,10 @@ def generate(
         )
         column = prompt.shape[1] + state.turn
         valid = jax.lax.dynamic_update_slice(state.valid, live[:, None], (0, column))
-        hidden, cache = llm.step(
+        hidden, caches = decoder.step(
             x[:, None],
             positions=state.position[:, None],
-            cache=state.cache,
+            caches=state.caches,
             column=column,
             visible=valid[:, None],
             lengths=state.position + 1,
@@ -168,12 +167,14 @@ def generate(
             link=link,
             position=state.position + live,
             valid=valid,
-            cache=cache,
+            caches=caches,
             states=_put(state.states, (state.n_links, place), hidden, in_link),
             kind=_put(state.kind, (state.n_links,), link, completes),
             n_links=state.n_links + completes,
         )
         return emit(state, hidden, live & (pending == 0) & (state.turn < max_new))
+
+    decoder = llm.unstacked()
 
     def goes_on(state: State) -> jax.Array:
         return (state.turn < max_new) & ~state.done.all()
@@ -205,11 +206,12 @@ def _start(
 ) -> tuple[State, jax.Array]:
     """The state after the prompts, and the hidden state of each row's last column."""
     rows, length, width = prompt.shape
-    config = llm.config
-    cache = KVCache.zeros(config.depth, rows, length + max_new, config.kv_heads, config.head_dim, llm.dtype)
     counted = jnp.cumsum(valid, axis=1)
-    hidden, cache = llm.prefill(
-        prompt, positions=jnp.maximum(counted - 1, 0), segments=valid.astype(jnp.int32), cache=cache
+    hidden, caches = llm.prefill(
+        prompt,
+        positions=jnp.maximum(counted - 1, 0),
+        segments=valid.astype(jnp.int32),
+        columns=length + max_new,
     )
     last_column = length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
     hidden = jnp.take_along_axis(hidden, last_column[:, None, None], axis=1)[:, 0]
@@ -222,7 +224,7 @@ def _start(
         position=counted[:, -1],
         done=~valid.any(axis=1),
         valid=jnp.pad(valid, ((0, 0), (0, max_new))),
-        cache=cache,
+        caches=caches,
         tokens=jnp.full((rows, max_new), ids.padding, jnp.int32),
         lengths=none,
         states=jnp.zeros((rows, max_links, longest, width), hidden.dtype),

@@ -7,6 +7,7 @@ scanned over a leading `layers` axis. InternLM2 differs in the names and the pac
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ from vllm2_jax.nn.attention import attention
 from vllm2_jax.nn.axes import constrain
 from vllm2_jax.nn.layers import Axes, RMSNorm, param
 from vllm2_jax.nn.rope import RopeConfig, rotate, rotation
-from vllm2_jax.nn.stack import run, stack
+from vllm2_jax.nn.stack import run, stack, unstack
 
 EMBED_INIT = nnx.initializers.normal(0.02)  # as in the official configs
 
@@ -176,6 +177,9 @@ class Block(nnx.Module):
         return constrain(x, "batch", "length", None), kept
 
 
+Caches = tuple[KVCache, ...]  # one a layer
+
+
 class Llama(nnx.Module):
     """The language model, from embedded columns to hidden states after the last norm."""
 
@@ -227,47 +231,54 @@ class Llama(nnx.Module):
         *,
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"],
-        cache: KVCache,
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """As calling the model, and fills the first T columns of the cache."""
-        hidden, (k, v) = self._whole(x, positions, segments, None, keep=True)
-        return hidden, cache.fill(k, v)
+        columns: int,
+    ) -> tuple[Float[Array, "B T D"], Caches]:
+        """As calling the model, and every layer's cache of `columns` columns with the first T filled."""
+        hidden, (ks, vs) = self._whole(x, positions, segments, None, keep=True)
+        empty = KVCache.zeros(x.shape[0], columns, self.config.kv_heads, self.config.head_dim, self.dtype)
+        return hidden, tuple(empty.write(0, k, v) for k, v in zip(ks, vs, strict=True))
 
     def step(
         self,
         x: Float[Array, "B T D"],
         *,
         positions: Int[Array, "B T"],
-        cache: KVCache,
+        caches: Caches,
         column: Int[Array, ""],
         visible: Bool[Array, "B T S"],
         lengths: Int[Array, " B"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Hidden states of T new columns that see the cache, and the cache with them in it.
+    ) -> tuple[Float[Array, "B T D"], Caches]:
+        """Hidden states of T new columns that see the caches, and the caches with them in it.
+
+        The layers are walked one by one instead of scanned, so that no turn of a loop has to copy their part
+        out of stacked weights and caches.
 
         Args:
           x: embedded columns, the same number for each row.
           positions: their rotary positions.
-          cache: S columns.
-          column: where in the cache the first new column goes.
-          visible: which columns of the cache, the new ones among them, each new column sees.
+          caches: one of S columns for each layer.
+          column: where in the caches the first new column goes.
+          visible: which columns of the caches, the new ones among them, each new column sees.
           lengths: columns each row has after the step; matters to dynamic rotary scaling only.
         """
         cos, sin = rotation(self.config.rope, positions, self.config.head_dim, lengths)
 
-        def body(carry, xs):
-            x, cache = carry
-            block, layer = xs
+        def attend(cache, q, k, v):
+            grown = cache.write(column, k, v)
+            return attention(q, *grown.read(), mask=visible), grown
 
-            def attend(q, k, v):
-                grown = cache.write(layer, column, k, v)
-                return attention(q, *grown.layer(layer), mask=visible), grown
+        x = x.astype(self.dtype)
+        new = []
+        for block, cache in zip(unstack(self.layers), caches, strict=True):
+            x, grown = block(x, cos, sin, functools.partial(attend, cache))
+            new.append(grown)
+        return self.norm(x), tuple(new)
 
-            return block(x, cos, sin, attend), None
-
-        carry = (x.astype(self.dtype), cache)
-        (x, cache), _ = run(body, carry, (self.layers, jnp.arange(self.config.depth)))
-        return self.norm(x), cache
+    def unstacked(self) -> "Llama":
+        """The same model with its layers in a list, for `step`: in a loop they are then sliced only once."""
+        copy = jax.tree.map(lambda leaf: leaf, self)  # new Params, so that this model keeps its own
+        copy.layers = nnx.List(unstack(self.layers))
+        return copy
 
     def merged(self) -> "Llama":
         """The same model with its adapters added to the kernels, and none left."""

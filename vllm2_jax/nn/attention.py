@@ -88,15 +88,20 @@ def _attend(
     v: Float[Array, "B S K D"],
     mask: Bool[Array, "#B T S"] | None,
 ) -> Float[Array, "B T H D"]:
-    """One band. The queries are scaled and the sums divided, not the scores: two passes over T x S less."""
+    """One band. The queries are scaled and the sums divided, not the scores: two passes over T x S less.
+
+    Heads move to the front first. Products then come out as the softmax wants them, where an output in
+    another order would transpose the scores, the largest array there is.
+    """
     q_scaled = (q * q.shape[-1] ** -0.5).astype(q.dtype)
-    grouped = q_scaled.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    grouped = q_scaled.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1]).transpose(0, 2, 3, 1, 4)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    scores = jnp.einsum("bkgtd,bksd->bkgts", grouped, k, preferred_element_type=jnp.float32)
     if mask is not None:
         # Finite, so that a query that may look nowhere weighs all values alike.
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     # The softmax is the same for any shift, so the shift needs no gradient.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    total = jnp.moveaxis(weights.sum(axis=-1), -1, 1)[..., None]
-    out = jnp.einsum("bkgts,bskd->btkgd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (out / total).astype(q.dtype).reshape(q.shape)
+    out = jnp.einsum("bkgts,bksd->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)

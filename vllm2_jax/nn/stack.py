@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repeated blocks as one module with a leading `layers` axis: built by vmap, applied by scan."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -35,6 +36,14 @@ def remat_policy(name: str) -> Callable[..., Any] | None:
 def stack(make: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
     """`depth` independently initialised copies of one block, every parameter stacked on a new first axis."""
     return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
+
+
+def unstack(blocks: Any) -> Sequence[Any]:
+    """The blocks of a stack one by one; a list of blocks as it is."""
+    if isinstance(blocks, nnx.List):
+        return blocks
+    depth = jax.tree.leaves(blocks)[0].shape[0]
+    return [jax.tree.map(operator.itemgetter(i), blocks) for i in range(depth)]
 
 
 def run(
