@@ -61,21 +61,26 @@ def einsum(
     bias: bool = True,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
+    init: Callable | None = None,
+    bias_init: Callable = nnx.initializers.zeros,
 ) -> nnx.Einsum:
     """A dense layer between several axes; into heads: `einsum("btd,dhk->bthk", (d, h, k), ..., inputs=1)`.
 
     Args:
       equation: the input, then the kernel.
       shape, axes: of the kernel; its first `inputs` axes are summed over, the others are those of the bias.
+      init: of the kernel; None has variance 1 / (number summed over).
     """
     n = len(shape)
+    lecun = nnx.initializers.lecun_normal(in_axis=range(inputs), out_axis=range(inputs, n))
     return nnx.Einsum(
         equation,
         shape,
         shape[inputs:] if bias else None,
         dtype=dtype,
         param_dtype=jnp.float32,
-        kernel_init=nnx.initializers.lecun_normal(in_axis=range(inputs), out_axis=range(inputs, n)),
+        kernel_init=init or lecun,
+        bias_init=bias_init,
         kernel_metadata={"axes": axes},
         bias_metadata={"axes": axes[inputs:]},
         rngs=rngs,
