@@ -113,6 +113,53 @@ def patch_conv(
     )
 
 
+def conv3(
+    channels: int,
+    width: int,
+    *,
+    stride: int = 1,
+    bias: bool = True,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    init: Callable = LECUN_NORMAL,
+) -> nnx.Conv:
+    """A 3x3 convolution with a border of zeros, `[N, H, W, C] -> [N, ceil(H / stride), ..., width]`."""
+    return nnx.Conv(
+        channels,
+        width,
+        kernel_size=(3, 3),
+        strides=(stride, stride),
+        padding=((1, 1), (1, 1)),
+        use_bias=bias,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=init,
+        kernel_metadata={"axes": (None, None, "conv_in", "conv_out")},
+        bias_metadata={"axes": ("conv_out",)},
+        rngs=rngs,
+    )
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Group norm of feature maps, `[N, H, W, C]`, in float32, returned in the dtype of its input."""
+
+    def __init__(self, width: int, *, groups: int = 32, eps: float, rngs: nnx.Rngs):
+        super().__init__(
+            width,
+            num_groups=groups,
+            epsilon=eps,
+            dtype=jnp.float32,
+            param_dtype=jnp.float32,
+            use_fast_variance=False,  # as in LayerNorm
+            scale_metadata={"axes": ("conv_out",)},
+            bias_metadata={"axes": ("conv_out",)},
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+
+
 class LayerNorm(nnx.LayerNorm):
     """Layer norm over the last axis, in float32, returned in the dtype of its input."""
 
