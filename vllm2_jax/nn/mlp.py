@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers with ReLU between them: the prediction heads of the detectors."""
+"""Linear layers with ReLU between them: prediction heads and feed-forward layers of the detectors."""
 
 import itertools
 from collections.abc import Callable, Sequence
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -36,5 +37,5 @@ class MLP(nnx.Module):
         """Nothing is bent after the last layer."""
         *hidden, last = self.layers
         for layer in hidden:
-            x = jax.nn.relu(layer(x))
+            x = checkpoint_name(jax.nn.relu(layer(x)), "mlp_hidden")
         return last(x)

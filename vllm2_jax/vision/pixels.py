@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixels travel to the device as uint8 and are normalised there: tiles of the towers, pictures of detectors."""
+"""Pixels travel as uint8 and are normalised on the device: tiles of the towers, pictures of the detectors."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,12 +27,13 @@ def normalize(
 def frame(
     image: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"], size: Int[Array, "B 2"], dtype: DTypeLike
 ) -> tuple[Float[Array, "B H W 3"], Bool[Array, "B H W"]]:
-    """What a detector sees: the picture normalised with ImageNet's statistics, zeros around it, and where it is.
+    """What a detector sees: the picture normalised with ImageNet's statistics, and where; zeros around it.
 
     Args:
       image: RGB with the picture at the top left; floats are taken to be normalised already.
-      size: height and width of the picture inside.
+      size: height and width of the picture inside; at least one pixel, so that rows without one make no NaN.
     """
+    size = jnp.maximum(size, 1)
     rows = jnp.arange(image.shape[1]) < size[:, :1]
     columns = jnp.arange(image.shape[2]) < size[:, 1:]
     inside = rows[:, :, None] & columns[:, None]

@@ -5,6 +5,7 @@ Boxes are (cx, cy, w, h) in shares of the *picture*, not of the padded square it
 the valid part of every feature map, and targets by the picture's width and height.
 """
 
+import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
@@ -19,13 +20,20 @@ class Predictions:
     Attributes:
       logits: of every class (link) a row may have; `ABSENT` where it has none.
       boxes: 0 to 1.
-      masks: an embedding for each query, whose product with `Outputs.mask_features` is its mask as logits.
-        Masks of all queries and layers would be gigabytes: whoever needs some, multiplies.
+      masks: an embedding for each query, whose product with `Outputs.mask_features` is its mask (see
+        `mask_logits`). Masks of all queries and layers would be gigabytes: whoever needs some, multiplies.
     """
 
     logits: Float[Array, "*S B N K"]
     boxes: Float[Array, "*S B N 4"]
     masks: Float[Array, "*S B N M"]
+
+
+def mask_logits(
+    masks: Float[Array, "*S B N M"], features: Float[Array, "B h w M"]
+) -> Float[Array, "*S B N h w"]:
+    """The masks of N queries over the padded square at a quarter of its size, float32."""
+    return jnp.einsum("...bnm,bhwm->...bnhw", masks, features, preferred_element_type=jnp.float32)
 
 
 @struct.dataclass
@@ -46,7 +54,7 @@ class Denoising:
 
 @struct.dataclass
 class Outputs:
-    """Everything that losses and predictions are made from; all float32.
+    """Everything that losses and predictions are made from; logits and boxes are float32.
 
     Attributes:
       layers: the learned queries after each of the L decoder layers (`*S` = L); the last entry is the answer.
