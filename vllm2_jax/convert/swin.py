@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Official names of Swin in its two spellings, without the prefix of a bigger model."""
+
+from vllm2_jax.convert.rules import Ignore, Row, Rule, Table
+from vllm2_jax.convert.transforms import CONV, TRANSPOSE, join_heads, split, split_heads, split_heads_bias
+from vllm2_jax.vision.swin import SwinConfig
+
+_BUFFER = "a buffer that follows from the window size"
+
+
+def transformers_table(config: SwinConfig) -> Table:
+    """Rows for `SwinBackbone` of transformers: Grounding DINO's `model.backbone.conv_encoder.model.`."""
+    rows: list[Row] = [
+        Rule(r"embeddings\.patch_embeddings\.projection\.weight", "patches/kernel", CONV),
+        Rule(r"embeddings\.patch_embeddings\.projection\.bias", "patches/bias"),
+        *_norm(r"embeddings\.norm", "norm"),
+        Ignore(r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.attention\.self\.relative_position_index", _BUFFER),
+    ]
+    for stage, heads in enumerate(config.heads):
+        block, ours = rf"encoder\.layers\.{stage}\.blocks\.(\d+)\.", f"stages/{stage}/blocks/{{1}}/"
+        for short, name in (("q", "query"), ("k", "key"), ("v", "value")):
+            head = rf"{block}attention\.self\.{name}"
+            rows.append(Rule(head + r"\.weight", f"{ours}attention/{short}/kernel", split_heads(heads)))
+            rows.append(Rule(head + r"\.bias", f"{ours}attention/{short}/bias", split_heads_bias(heads)))
+        table = block + r"attention\.self\.relative_position_bias_table"
+        rows += _block(
+            block,
+            ours,
+            heads,
+            norms=("layernorm_before", "layernorm_after"),
+            out=r"attention\.output\.dense",
+            mlp=(r"intermediate\.dense", r"output\.dense"),
+        )
+        rows.append(Rule(table, f"{ours}attention/bias"))
+        # The official merging belongs to the end of the stage before.
+        rows += _merge(rf"encoder\.layers\.{stage - 1}\.downsample", stage) if stage else []
+        if stage in config.stages:
+            rows += _norm(rf"hidden_states_norms\.stage{stage + 1}", f"stages/{stage}/norm")
+    return rows
+
+
+def original_table(config: SwinConfig) -> Table:
+    """Rows for the original `SwinTransformer`: UniPose's `backbone.0.`."""
+    rows: list[Row] = [
+        Rule(r"patch_embed\.proj\.weight", "patches/kernel", CONV),
+        Rule(r"patch_embed\.proj\.bias", "patches/bias"),
+        *_norm(r"patch_embed\.norm", "norm"),
+        Ignore(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_index", _BUFFER),
+    ]
+    for stage, heads in enumerate(config.heads):
+        block, ours = rf"layers\.{stage}\.blocks\.(\d+)\.", f"stages/{stage}/blocks/{{1}}/"
+        for part, each in (("weight", split_heads(heads)), ("bias", split_heads_bias(heads))):
+            leaf = "kernel" if part == "weight" else "bias"
+            paths = tuple(f"{ours}attention/{short}/{leaf}" for short in "qkv")
+            rows.append(Rule(rf"{block}attn\.qkv\.{part}", paths, split(3, each)))
+        rows.append(Rule(block + r"attn\.relative_position_bias_table", f"{ours}attention/bias"))
+        rows += _block(
+            block,
+            ours,
+            heads,
+            norms=("norm1", "norm2"),
+            out=r"attn\.proj",
+            mlp=(r"mlp\.fc1", r"mlp\.fc2"),
+        )
+        rows += _merge(rf"layers\.{stage - 1}\.downsample", stage) if stage else []
+        if stage in config.stages:
+            rows += _norm(rf"norm{stage}", f"stages/{stage}/norm")
+    return rows
+
+
+def _norm(official: str, ours: str) -> list[Row]:
+    return [Rule(official + r"\.weight", f"{ours}/scale"), Rule(official + r"\.bias", f"{ours}/bias")]
+
+
+def _block(
+    block: str, ours: str, heads: int, *, norms: tuple[str, str], out: str, mlp: tuple[str, str]
+) -> list[Row]:
+    """What both spellings have alike in a block: norms, output projection and feed-forward."""
+    rows = [row for i, norm in enumerate(norms) for row in _norm(block + norm, f"{ours}norm{i + 1}")]
+    rows.append(Rule(rf"{block}{out}\.weight", f"{ours}attention/out/kernel", join_heads(heads)))
+    rows.append(Rule(rf"{block}{out}\.bias", f"{ours}attention/out/bias"))
+    for official, layer in zip(mlp, ("up", "down"), strict=True):
+        rows.append(Rule(rf"{block}{official}\.weight", f"{ours}mlp/{layer}/kernel", TRANSPOSE))
+        rows.append(Rule(rf"{block}{official}\.bias", f"{ours}mlp/{layer}/bias"))
+    return rows
+
+
+def _merge(official: str, stage: int) -> list[Row]:
+    return [
+        *_norm(official + r"\.norm", f"stages/{stage}/merge_norm"),
+        Rule(official + r"\.reduction\.weight", f"stages/{stage}/merge/kernel", TRANSPOSE),
+    ]
