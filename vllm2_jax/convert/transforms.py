@@ -62,6 +62,16 @@ def split_heads_bias(heads: int) -> Transform:
     return Transform(lambda x: x.reshape(heads, -1), lambda x: x.reshape(-1))
 
 
+def split_axes(*shape: int) -> Transform:
+    """Linear into several axes, [product of shape, in] -> [in, *shape]."""
+    return Transform(lambda x: x.T.reshape(-1, *shape), lambda x: x.reshape(len(x), -1).T)
+
+
+def split_axes_bias(*shape: int) -> Transform:
+    """Bias of a linear into several axes, [product of shape] -> shape."""
+    return Transform(lambda x: x.reshape(shape), lambda x: x.reshape(-1))
+
+
 def join_heads(heads: int) -> Transform:
     """Linear out of heads, [out, heads * d] -> [heads, d, out]."""
     return Transform(

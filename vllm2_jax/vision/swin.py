@@ -141,7 +141,7 @@ class Block(nnx.Module):
         side, shift = self.window, self.shift
         first, second = keys(key, 2)
         cells = jnp.pad(self.norm1(x), ((0, 0), (0, -height % side), (0, -width % side), (0, 0)))
-        padded = cells.shape[1:3]
+        padded = (cells.shape[1], cells.shape[2])
         if shift:
             cells = jnp.roll(cells, (-shift, -shift), axis=(1, 2))
         same = same_region(padded, side, shift) if shift else None
@@ -242,6 +242,6 @@ def same_region(shape: tuple[int, int], window: int, shift: int) -> np.ndarray:
         return (at >= size - window).astype(int) + (at >= size - shift)
 
     labels = 3 * label(shape[0])[:, None] + label(shape[1])
-    cut = np.asarray(labels).reshape(shape[0] // window, window, shape[1] // window, window)
-    cut = cut.swapaxes(1, 2).reshape(-1, window * window)
-    return cut[:, :, None] == cut[:, None]
+    cut = labels.reshape(shape[0] // window, window, shape[1] // window, window)
+    cells = cut.swapaxes(1, 2).reshape(-1, window * window)
+    return cells[:, :, None] == cells[:, None]
