@@ -80,7 +80,7 @@ class DecoderLayer(nnx.Module):
         """
         drop = keys(key, 4)
         query = x + places
-        x = self.norm1(x + dropout(self.to_queries(query, query, x, scene.mask), self.rate, drop[0]))
+        x = self.norm1(x + dropout(self.among_queries(query, x, scene), self.rate, drop[0]))
         may_see = jnp.broadcast_to(scene.valid_classes[:, None], (*x.shape[:2], scene.classes.shape[1]))
         seen = self.to_classes(x + places, scene.classes, scene.classes, may_see)
         x = self.norm2(x + dropout(seen, self.rate, drop[1]))
@@ -88,6 +88,12 @@ class DecoderLayer(nnx.Module):
         x = self.norm3(x + dropout(seen, self.rate, drop[2]))
         x = self.norm4(x + dropout(self.mlp(x), self.rate, drop[3]))
         return constrain(x, "batch", None, None)
+
+    def among_queries(
+        self, query: Float[Array, "B T W"], x: Float[Array, "B T W"], scene: Scene
+    ) -> Float[Array, "B T W"]:
+        """What queries see of each other. The pose decoder does this in pieces."""
+        return self.to_queries(query, query, x, scene.mask)
 
 
 class Decoder(nnx.Module):

@@ -56,7 +56,7 @@ class Levels(nnx.Module):
     def __init__(self, config: GroundingDINOConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width, channels = config.width, config.backbone.channels
         self.projections = nnx.List(
-            [linear(c, width, POINTWISE, dtype=dtype, rngs=rngs) for c in channels[1:]]
+            [linear(c, width, POINTWISE, dtype=dtype, rngs=rngs) for c in channels[-3:]]
         )
         extra = config.levels > 3
         self.extra = conv3(channels[-1], width, stride=2, dtype=dtype, rngs=rngs) if extra else None
@@ -66,7 +66,7 @@ class Levels(nnx.Module):
 
     def maps(self, features: tuple[Float[Array, "B _h _w _c"], ...]) -> list[Float[Array, "B _h _w W"]]:
         """All levels as maps; the extra one comes from the backbone's last map itself."""
-        out = [layer(x) for layer, x in zip(self.projections, features[1:], strict=True)]
+        out = [layer(x) for layer, x in zip(self.projections, features[-3:], strict=True)]
         if self.extra is not None:
             out.append(self.extra(features[-1]))
         return [norm(x) for norm, x in zip(self.norms, out, strict=True)]
@@ -74,7 +74,7 @@ class Levels(nnx.Module):
     def __call__(
         self, features: tuple[Float[Array, "B _h _w _c"], ...], inside: Bool[Array, "B H W"]
     ) -> Pyramid:
-        """From the backbone's four maps and the mask of the picture's pixels."""
+        """From the backbone's maps and the mask of the picture's pixels."""
         maps = self.maps(features)
         masks = [levels.shrink(inside, (x.shape[1], x.shape[2])) for x in maps]
         width, level = self.level.shape[-1], self.level[...].astype(self.dtype)
