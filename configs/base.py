@@ -27,6 +27,7 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
     config.dtype = "bfloat16"  # of products and activations; parameters are float32
     config.frozen_dtype = "bfloat16"  # frozen parameters are stored in; "float32" leaves them as they are
     config.attention = "xla"  # "xla" anywhere, "splash" on TPU
+    config.unroll = 1  # layers of the language model in one turn of their loop; on a CPU all are faster
     config.loss_chunk = 0  # columns whose logits exist at once; 0: all
     config.remat = (
         ml_collections.ConfigDict()

@@ -92,6 +92,7 @@ def benchmark_run(size: str) -> Run:
     config.optimizer.groups = ((r"^(bridge|regions|llm)/", 1.0), (r"^(vision|queries)/", None))
     config.optimizer.warmup_steps, config.optimizer.schedule = 0, "constant"
     config.data.length = COLUMNS[size]
+    config.unroll = config.model.llm.depth if jax.default_backend() == "cpu" else 1
     return build_run(config)
 
 

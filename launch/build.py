@@ -109,6 +109,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> ModelConfig:
         dtype=config.dtype,
         remat=config.remat.to_dict(),
         attention=config.attention,
+        unroll=config.unroll,
         loss_chunk=config.loss_chunk,
     )
 

@@ -46,6 +46,7 @@ class ModelConfig:
       dtype: precision of products and activations.
       remat: what the backward pass of "vision" and "llm" keeps; keys of `nn.stack.REMAT`.
       attention: "xla" or "splash".
+      unroll: layers of the language model in one turn of the loop over them, see `nn.stack.run`.
       loss_chunk: columns of logits alive at once in the language-model loss; 0 for all.
     """
 
@@ -59,6 +60,7 @@ class ModelConfig:
     dtype: str = "bfloat16"
     remat: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"vision": "none", "llm": "none"})
     attention: str = "xla"
+    unroll: int = 1
     loss_chunk: int = 0
 
     @property
@@ -82,7 +84,12 @@ class VisionLLMv2(nnx.Module):
         self.regions = RegionEncoder(config.regions, dtype=dtype, rngs=rngs)
         self.queries = links.QueryBanks(config.queries, config.llm.width, rngs=rngs)
         self.llm = Llama(
-            config.llm, dtype=dtype, remat=config.remat["llm"], attention=config.attention, rngs=rngs
+            config.llm,
+            dtype=dtype,
+            remat=config.remat["llm"],
+            attention=config.attention,
+            unroll=config.unroll,
+            rngs=rngs,
         )
         self.decoders = nnx.Dict(
             {

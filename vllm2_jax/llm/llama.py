@@ -23,7 +23,7 @@ from vllm2_jax.llm.cache import KVCache
 from vllm2_jax.llm.lora import ATTENTION, PROJECTIONS, LoRA, LoRAConfig
 from vllm2_jax.nn.attention import attention
 from vllm2_jax.nn.axes import constrain
-from vllm2_jax.nn.layers import Axes, RMSNorm, param
+from vllm2_jax.nn.layers import Axes, RMSNorm, contract, param
 from vllm2_jax.nn.rope import RopeConfig, rotate, rotation
 from vllm2_jax.nn.stack import run, stack, unstack
 
@@ -106,7 +106,7 @@ class Projection(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T *I"], key: jax.Array | None = None) -> Float[Array, "B T *O"]:
         """Contracts the last axes of `x`; a key switches the adapter's dropout on."""
-        y = jnp.tensordot(x, self.kernel[...].astype(self.dtype), self.inputs)
+        y = contract(x, self.kernel[...].astype(self.dtype), self.inputs)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return y if self.lora is None else y + self.lora(x, key)
@@ -190,10 +190,12 @@ class Llama(nnx.Module):
         dtype: DTypeLike,
         remat: str = "none",
         attention: str = "xla",
+        unroll: int = 1,
         rngs: nnx.Rngs,
     ):
-        """`remat` is a key of `nn.stack.REMAT`, `attention` one of `nn.attention.IMPLEMENTATIONS`."""
-        self.config, self.dtype, self.remat, self.implementation = config, dtype, remat, attention
+        """`remat` and `unroll` as in `nn.stack.run`, `attention` one of `nn.attention.IMPLEMENTATIONS`."""
+        self.config, self.dtype, self.implementation = config, dtype, attention
+        self.remat, self.unroll = remat, unroll
         self.embed = param(EMBED_INIT, rngs, (config.vocab, config.width), ("vocab", "embed"))
         self.layers = stack(lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.depth, rngs)
         self.norm = RMSNorm(config.width, eps=config.rms_eps, rngs=rngs)
@@ -308,7 +310,7 @@ class Llama(nnx.Module):
             return block(x, cos, sin, attend, key)
 
         x = constrain(x.astype(self.dtype), "batch", "length", None)
-        x, kept = run(body, x, (self.layers, keys), remat=self.remat)
+        x, kept = run(body, x, (self.layers, keys), remat=self.remat, unroll=self.unroll)
         return self.norm(x), kept
 
 

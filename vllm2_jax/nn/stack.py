@@ -47,7 +47,7 @@ def unstack(blocks: Any) -> Sequence[Any]:
 
 
 def run(
-    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, remat: str = "none"
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, remat: str = "none", unroll: int = 1
 ) -> tuple[Any, Any]:
     """Scans `body(carry, x) -> (carry, y)` over the stacked block(s) in `xs`.
 
@@ -56,6 +56,8 @@ def run(
       carry: what flows from block to block, usually the residual stream.
       xs: a stacked block, alone or in a pytree with other per-layer inputs (a KV cache).
       remat: a key of `REMAT`.
+      unroll: layers in one turn of the loop. All of them save a CPU the copies into and out of the stacks, at
+        the price of compiling each; a TPU copies nothing and has no use for it.
 
     Returns:
       The last carry, and the `y` of every layer stacked on a first axis.
@@ -63,4 +65,4 @@ def run(
     policy = remat_policy(remat)
     if policy is not None:
         body = jax.checkpoint(body, policy=policy)
-    return jax.lax.scan(body, carry, xs)
+    return jax.lax.scan(body, carry, xs, unroll=unroll)
