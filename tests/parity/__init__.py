@@ -39,6 +39,8 @@ COMPONENTS: dict[str, dict[str, Callable[[pathlib.Path], Iterator[Case]]]] = {
             "text",
         )
     },
+    "grounding_dino": {name: _part(f"grounding_dino_{name}") for name in ("units", "backbone", "deformable")},
+    "unipose": {name: _part(f"unipose_{name}") for name in ("units", "backbone")},
 }
 
 

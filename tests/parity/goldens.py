@@ -3,6 +3,7 @@
 
 import json
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -31,6 +32,24 @@ def listed(data: dict[str, np.ndarray], name: str) -> list[np.ndarray]:
     while (key := f"in/{name}.{len(found)}") in data:
         found.append(data[key])
     return found
+
+
+def probe(shape: tuple[int, ...], phase: float) -> np.ndarray:
+    """The cotangent that recorded gradients were taken with: a cosine over the flat index."""
+    return np.cos(0.7 * np.arange(np.prod(shape)) + phase).astype(np.float32).reshape(shape)
+
+
+def stats(x: np.ndarray) -> np.ndarray:
+    """What stands for a tensor that is too large to store: its norm and its product with a probe."""
+    flat = np.asarray(x, np.float64).ravel()
+    return np.array([np.sqrt((flat**2).sum()), (flat * probe(flat.shape, 0.3)).sum()], np.float32)
+
+
+def finite(name: str, got: np.ndarray, want: np.ndarray) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Two comparisons of a tensor with infinities: where they are, and all the other numbers."""
+    got, where = np.asarray(got), np.isfinite(want)
+    yield f"{name}, which are finite", np.isfinite(got), where
+    yield name, np.where(where, got, 0), np.where(where, want, 0)
 
 
 def _widen(array: np.ndarray) -> np.ndarray:
