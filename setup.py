@@ -30,7 +30,9 @@ setup(
         "numpy>=2.0",
         "pillow>=10.0",
         "protobuf>=4.21",
+        "pycocotools>=2.0.8",
         "safetensors>=0.4",
+        "scipy>=1.11",
         "sentencepiece>=0.2",
         "tokenizers>=0.21",
         "tqdm>=4.60",
@@ -49,7 +51,6 @@ setup(
             "pytest>=8",
             "pytest-xdist",
             "ruff",
-            "scipy",
         ],
     },
 )

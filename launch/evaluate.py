@@ -21,7 +21,7 @@ from data_pipelines.errors import DataError
 from launch.build import build_run
 from launch.heldout import Case, evaluate, make_answerer, read_cases
 from launch.report import write_report
-from vllm2_jax.evals import exact_match
+from vllm2_jax.evals.exact_match import exact_match
 from vllm2_jax.train import metrics
 from vllm2_jax.train.checkpoint import load_weights
 from vllm2_jax.train.state import random_model

@@ -10,6 +10,7 @@ from data_pipelines.mixture import open_source
 from launch.answer import Answer, AnswerConfig, Answerer
 from launch.build import Config, Run, fill_root
 from vllm2_jax.evals import EVALS
+from vllm2_jax.evals.metric import Question
 from vllm2_jax.model import VisionLLMv2
 
 
@@ -83,11 +84,8 @@ def evaluate(
 ) -> tuple[list[Answer], dict[str, float]]:
     """The answers of a model and its scores."""
     answers = answerer(model, [case.example for case in cases])
-    found = [(case.kind, answer.text, case.truth) for case, answer in zip(cases, answers, strict=True)]
-    scores: dict[str, float] = {}
-    for metric in EVALS.values():
-        scores |= metric(found)
-    return answers, scores
+    asked = [Question((case.truth,), case.kind) for case in cases]
+    return answers, EVALS["exact_match"]([answer.text for answer in answers], asked)
 
 
 def hooks(config: Config, run: Run, rebuild: Callable[[Any], VisionLLMv2]) -> list[tuple[int, Callable]]:

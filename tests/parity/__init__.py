@@ -37,6 +37,7 @@ COMPONENTS: dict[str, dict[str, Callable[[pathlib.Path], Iterator[Case]]]] = {
             "generation",
             "images",
             "text",
+            "metrics",
         )
     },
     "grounding_dino": {name: _part(f"grounding_dino_{name}") for name in ("units", "backbone", "deformable")},

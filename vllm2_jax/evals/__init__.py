@@ -1,6 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluations by name: each takes answers and truths and returns named values."""
+"""Metrics by name; a task of `config.eval.tasks` names its own. A new one is a file and a line here."""
 
-from vllm2_jax.evals.exact_match import exact_match
+from vllm2_jax.evals import (
+    choice,
+    coco,
+    count,
+    crowdhuman,
+    documents,
+    exact_match,
+    interactive,
+    names,
+    pose,
+    refer,
+    saliency,
+    semantic,
+    vqa,
+    yes_no,
+)
+from vllm2_jax.evals.metric import Metric
 
-EVALS = {"exact_match": exact_match}
+# Metrics of answers in words: they compare a text with a `Question`.
+WORDS: dict[str, Metric] = {
+    "exact_match": exact_match.METRIC,
+    "vqa": vqa.vqa(),
+    "anls": documents.anls(),
+    "relaxed": documents.relaxed(),
+    "choice": choice.choice(),
+    "pope": yes_no.pope(),
+    "mme": yes_no.mme(),
+    "recognition": names.recognition(),
+    "semantic_iou": names.semantic_iou(),
+}
+# Metrics of objects: `Detections` against `GroundTruth`.
+OBJECTS: dict[str, Metric] = {
+    "box": coco.coco("bbox", "box"),
+    "mask": coco.coco("segm", "mask"),
+    "keypoints": coco.coco("keypoints", "keypoints"),
+    "crowdpose": pose.crowdpose(),
+    "unikpt": pose.unikpt(),
+    "pck": pose.pck(),
+    "refer": refer.refer(),
+    "interactive": interactive.interactive(),
+    "saliency": saliency.saliency(),
+    "crowdhuman": crowdhuman.crowdhuman(),
+    "count": count.count(),
+}
+# Metrics of maps with a class for every pixel: `LabelMap` twice.
+MAPS: dict[str, Metric] = {"semantic": semantic.semantic()}
+
+EVALS: dict[str, Metric] = WORDS | OBJECTS | MAPS

@@ -3,6 +3,8 @@
 
 from collections.abc import Iterable
 
+from vllm2_jax.evals.metric import Metric
+
 
 def exact_match(answers: Iterable[tuple[str, str, str]]) -> dict[str, float]:
     """Share of answers that equal the truth but for case and outer blanks.
@@ -29,3 +31,6 @@ def exact_match(answers: Iterable[tuple[str, str, str]]) -> dict[str, float]:
 def matches(answer: str, truth: str) -> bool:
     """Equal but for case and outer blanks."""
     return answer.strip().casefold() == truth.strip().casefold()
+
+
+METRIC = Metric(lambda answer, asked: (asked.kind, answer, asked.answers[0]), exact_match)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the pose decoder of a golden folder."""
+
+import pathlib
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tests.parity import goldens, unipose_criterion
+from vllm2_jax.convert import unipose as convert
+from vllm2_jax.convert.rules import load
+from vllm2_jax.decoders.unipose.config import UniPoseConfig
+from vllm2_jax.decoders.unipose.model import UniPose
+from vllm2_jax.vision.swin import SwinConfig
+
+
+def config(folder: pathlib.Path, suffix: str, *, faithful: bool = True) -> UniPoseConfig:
+    """Sizes of the golden set; `suffix` says how many instances."""
+    stored = goldens.config(folder)
+    c, swin = stored["config"], stored["swin"]
+    return UniPoseConfig(
+        backbone=SwinConfig(
+            width=swin["embed_dim"],
+            depths=tuple(swin["depths"]),
+            heads=tuple(swin["num_heads"]),
+            window=swin["window_size"],
+            stages=tuple(c["return_interm_indices"]),
+            drop="linear",
+            drop_path=0.0,
+        ),
+        width=c["hidden_dim"],
+        queries=c["num_queries"],
+        instances=stored["groups"]["small" if suffix else "official"],
+        heads=c["nheads"],
+        mlp=c["dim_feedforward"],
+        points=c["dec_n_points"],
+        encoder_layers=c["enc_layers"],
+        box_layers=c["num_box_decoder_layers"],
+        keypoint_layers=c["dec_layers"] - c["num_box_decoder_layers"],
+        temperature=c["pe_temperatureH"],
+        drop_path=0.0,
+        faithful=faithful,
+        criterion=unipose_criterion.config(folder),
+        dtype="float32",
+    )
+
+
+def build(folder: pathlib.Path, config: UniPoseConfig) -> UniPose:
+    """The golden decoder in float32."""
+    width = goldens.config(folder)["config"]["l_hidden_size"]
+    abstract = jax.eval_shape(lambda: UniPose(config, link_width=width, rngs=nnx.Rngs(0)))
+    return load(goldens.weights(folder, "weights"), convert.table(config), abstract)
+
+
+def maps(x: np.ndarray) -> np.ndarray:
+    """Feature maps with channels last."""
+    return x.transpose(0, 2, 3, 1)

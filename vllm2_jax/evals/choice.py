@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multiple choice: ScienceQA, MMBench, SEED."""
+
+from collections.abc import Mapping, Sequence
+
+from vllm2_jax.evals.metric import Metric, Question
+
+
+def choice(name: str = "choice") -> Metric:
+    """Share of right letters, overall and by kind; `Question.answers` holds the letter."""
+
+    def record(answer: str, asked: Question) -> tuple[str, bool]:
+        return asked.kind, parse_choice(answer, asked.options) == asked.answers[0]
+
+    def summarise(records: Sequence[tuple[str, bool]]) -> dict[str, float]:
+        kinds: dict[str, list[bool]] = {}
+        for kind, right in records:
+            kinds.setdefault(kind, []).append(right)
+        scores = {f"{name}/{kind}": sum(hits) / len(hits) for kind, hits in sorted(kinds.items()) if kind}
+        return {name: sum(right for _, right in records) / len(records), **scores}
+
+    return Metric(record, summarise)
+
+
+def parse_choice(answer: str, options: Mapping[str, str]) -> str:
+    """The letter an answer means: its first character, or the option whose text it contains.
+
+    What is neither comes back as it is, and is wrong. With no options the first character counts (SEED).
+    """
+    answer = answer.strip()
+    if not options:
+        return answer[:1]
+    if len(answer) == 1 or answer[:1] in options:
+        return answer[:1]
+    return next((letter for letter, text in options.items() if text in answer), answer)
