@@ -5,6 +5,7 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from tests.parity import Case
@@ -85,11 +86,11 @@ def _words(data: dict) -> Iterator[Case]:
 
 def _decoded(data: dict[str, np.ndarray]) -> Iterator[Case]:
     """Boxes, masks, classes of pixels and keypoints from raw predictions of two pictures."""
-    classes = 1 + max(data["det0/labels"].max(), data["det1/labels"].max())
+    classes = 1 + int(max(data["det0/labels"].max(), data["det1/labels"].max()))
     ids = np.unique(np.concatenate([data["pose0/labels"], data["pose1/labels"]]))  # in the order of the links
     for i in range(len(data["logits"])):
         size, inside = (tuple(int(side) for side in data[key][i][:2]) for key in ("ori_shape", "img_shape"))
-        logits = data["logits"][i : i + 1]
+        logits = jnp.asarray(data["logits"][i : i + 1])
         boxes = postprocess.boxes_in_pixels(data["boxes"][i], size)
         for name, count in (("det", len(data[f"det{i}/labels"])), ("seg", len(data[f"seg{i}/labels"]))):
             scores, queries, labels = (
@@ -99,7 +100,7 @@ def _decoded(data: dict[str, np.ndarray]) -> Iterator[Case]:
             if name == "seg":
                 found["masks"] = postprocess.instance_masks(data["masks"][i][queries], inside, size)
             yield from same_ranking(f"{name}{i}", found, data, count)
-        probability, masks = _sigmoid(logits[0, :, :classes]), _sigmoid(data["masks"][i])
+        probability, masks = _sigmoid(data["logits"][i, :, :classes]), _sigmoid(data["masks"][i])
         maps = np.einsum("qk,qhw->khw", probability, masks)
         yield f"semseg{i}", postprocess.class_map(maps, inside, size), data[f"semseg{i}"]
 

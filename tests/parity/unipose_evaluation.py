@@ -4,6 +4,7 @@
 import pathlib
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
 from tests.parity import Case, goldens
@@ -24,7 +25,7 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
 def _answers(data: dict[str, np.ndarray], name: str) -> Iterator[Case]:
     """The ranking of both pictures, in pixels, with the dataset's class ids."""
     logits = data[f"{name}.logits"]
-    scores, queries, labels = (np.asarray(x) for x in best_pairs(logits, logits[0].size))
+    scores, queries, labels = (np.asarray(x) for x in best_pairs(jnp.asarray(logits), logits[0].size))
     want = {
         key.replace(f"{name}.out", "").replace(".", "/"): data[key] for key in data if f"{name}.out" in key
     }
