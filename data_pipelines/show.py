@@ -10,7 +10,6 @@ Writes OUT/<dataset or task>.png. `--set` gives options to the dataset's `load`.
 
 import argparse
 import ast
-import itertools
 import pathlib
 import re
 import textwrap
@@ -18,22 +17,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from data_pipelines import DATASETS
+from data_pipelines import DATASETS, draw
 from data_pipelines.example import Example
 
 _WIDTH = 300  # of one panel, in pixels
 _GAP, _LINE = 8, 14
 _PAPER, _INK, _ASK = (255, 255, 255), (25, 25, 30), (95, 95, 110)
-_COLOURS = ((230, 30, 90), (0, 150, 60), (20, 90, 230), (240, 130, 0), (140, 50, 190), (0, 150, 170))
-_BONES = (
-    ("left ear", "left eye", "nose", "right eye", "right ear"),
-    ("left wrist", "left elbow", "left shoulder", "right shoulder", "right elbow", "right wrist"),
-    ("left shoulder", "left hip", "right hip", "right shoulder"),
-    ("left hip", "left knee", "left ankle"),
-    ("right hip", "right knee", "right ankle"),
-)
 
 
 def sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
@@ -60,7 +51,7 @@ def panels(example: Example) -> list[tuple[str, Image.Image]]:
         picture = _scaled(tiles[-1])
         mine = example.regions[example.region_images == number]
         for region, mask in enumerate(mine):
-            picture = _tint(picture, mask.astype(bool), _COLOURS[region % len(_COLOURS)])
+            picture = draw.tint(picture, mask.astype(bool), draw.colour_of(region))
         note = f", {len(tiles)} tiles" if len(tiles) > 1 else ""
         found.append((f"picture {tiles.shape[1]} px{note}", picture))
     for decoder, targets in example.targets.items():
@@ -72,38 +63,16 @@ def panels(example: Example) -> list[tuple[str, Image.Image]]:
 
 def _draw_targets(targets: Mapping[str, Any], meta: Mapping[str, Any]) -> Image.Image:
     picture = _scaled(targets["image"])
-    labels = targets.get("labels", ())
-    colours = [_COLOURS[int(label) % len(_COLOURS)] for label in labels]
-    for mask, colour in zip(targets.get("masks", ()), colours, strict=False):
-        picture = _tint(picture, mask, colour)
-    draw, size = ImageDraw.Draw(picture), np.array(picture.size)
-    for box, label, colour in zip(targets.get("boxes", ()), labels, colours, strict=False):
-        low, high = (box[:2] - box[2:] / 2) * size, (box[:2] + box[2:] / 2) * size - 1
-        draw.rectangle((*low, *high), outline=colour, width=2)
-        name = meta["classes"][int(label)]
-        if name:
-            corner = (float(low[0]) + 3, float(low[1]) + 1)
-            draw.rectangle(draw.textbbox(corner, name, _font()), fill=colour)
-            draw.text(corner, name, _PAPER, _font())
+    labels = [int(label) for label in targets.get("labels", ())]
+    for mask, label in zip(targets.get("masks", ()), labels, strict=False):
+        picture = draw.tint(picture, mask, draw.colour_of(label))
+    size = np.array(picture.size)
+    for box, label in zip(targets.get("boxes", ()), labels, strict=False):
+        corners = np.concatenate([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2]) * np.tile(size, 2)
+        draw.box(picture, corners, draw.colour_of(label), meta["classes"][label])
     for points, visibility in zip(targets.get("keypoints", ()), targets.get("visibility", ()), strict=False):
-        _draw_person(draw, points * size, visibility, meta["keypoints"])
+        draw.skeleton(picture, points * size, visibility, meta["keypoints"])
     return picture
-
-
-def _draw_person(draw: ImageDraw.ImageDraw, points: np.ndarray, seen: np.ndarray, names: list[str]) -> None:
-    at = {name: tuple(point) for name, point, v in zip(names, points.tolist(), seen, strict=True) if v}
-    for chain in _BONES:
-        for a, b in itertools.pairwise(chain):
-            if a in at and b in at:
-                draw.line((*at[a], *at[b]), (255, 255, 255), 2)
-    for name, point, v in zip(names, points.tolist(), seen, strict=True):
-        # Green on the person's left, red on the right, hollow where hidden.
-        colour = {"l": (0, 190, 70), "r": (235, 40, 40)}.get(name[0], (250, 210, 0))
-        x, y = point
-        if name in at:
-            draw.ellipse(
-                (x - 4, y - 4, x + 4, y + 4), fill=colour if v == 2 else None, outline=colour, width=2
-            )
 
 
 def _card(example: Example) -> Image.Image:
@@ -117,13 +86,13 @@ def _card(example: Example) -> Image.Image:
         lines += [(line, colour) for line in wrapped]
     top = max((picture.height + _LINE + 4 for _, picture in shown), default=0)
     card = Image.new("RGB", (width, top + len(lines) * _LINE + 10), _PAPER)
-    draw, x = ImageDraw.Draw(card), 0
+    pen, x = ImageDraw.Draw(card), 0
     for title, picture in shown:
-        draw.text((x + 3, 1), title, _ASK, _font())
+        pen.text((x + 3, 1), title, _ASK, draw.font())
         card.paste(picture, (x, _LINE + 2))
         x += picture.width + _GAP
     for number, (line, colour) in enumerate(lines):
-        draw.text((4, top + 4 + number * _LINE), line, colour, _font())
+        pen.text((4, top + 4 + number * _LINE), line, colour, draw.font())
     return card
 
 
@@ -132,16 +101,6 @@ def _scaled(image: np.ndarray) -> Image.Image:
     scale = _WIDTH / max(height, width)
     size = (round(width * scale), round(height * scale))
     return Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-
-
-def _tint(picture: Image.Image, mask: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
-    """Lays a half transparent colour over the mask, which is stretched over the picture."""
-    veil = Image.fromarray(mask.astype(np.uint8) * 120).resize(picture.size, Image.Resampling.NEAREST)
-    return Image.composite(Image.new("RGB", picture.size, colour), picture, veil)
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(11)
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import show
+from data_pipelines import draw, show
 from data_pipelines.datasets.synthetic import TASKS, load
 
 
@@ -31,7 +31,7 @@ def test_marks_are_drawn():
     targets = example.targets["grounding_dino"]
     box = targets["boxes"][0]
     x, y = ((box[:2] - box[2:] / 2) * drawn.size).astype(int) + np.array([1, 20])
-    colour = show._COLOURS[targets["labels"][0] % len(show._COLOURS)]
+    colour = draw.colour_of(int(targets["labels"][0]))
     assert colour in {drawn.getpixel((int(x) + dx, int(y))) for dx in (-1, 0, 1)}
     region = source("region")[0]
     ((_, picture),) = show.panels(region)
