@@ -18,7 +18,10 @@ def examples() -> dict[str, tuple[list, list]]:
     """Predictions and truths of nine examples for one metric of every kind."""
     truths = album(9)
     rng = np.random.default_rng(0)
-    maps = [[LabelMap(rng.integers(0, 3, (5, i + 2)), 3) for i in range(9)] for _ in range(2)]
+    maps = [
+        [LabelMap(rng.integers(0, 3, (5, i + 2)), ("sky", "tree", "road")) for i in range(9)]
+        for _ in range(2)
+    ]
     words = ["blue" if i % 3 else "red" * i for i in range(9)]
     return {
         **{name: ([moved(t, 2.0) for t in truths], truths) for name in ("mask", "keypoints", "crowdhuman")},

@@ -8,6 +8,7 @@ import numpy as np
 from vllm2_jax.evals.objects import Detections, GroundTruth, encode
 
 SIZE = (60, 80)
+CLASSES = ("dog", "person", "traffic light")
 
 
 def truth(rng: np.random.Generator, count: int, *, classes: int = 2, points: int = 17) -> GroundTruth:
@@ -23,7 +24,9 @@ def truth(rng: np.random.Generator, count: int, *, classes: int = 2, points: int
         ],
         axis=2,
     )
-    return GroundTruth(SIZE, boxes, rng.integers(0, classes, count), encode(fill(boxes)), keypoints)
+    return GroundTruth(
+        SIZE, boxes, np.array(CLASSES)[rng.integers(0, classes, count)], encode(fill(boxes)), keypoints
+    )
 
 
 def fill(boxes: np.ndarray) -> np.ndarray:

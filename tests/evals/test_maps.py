@@ -9,23 +9,35 @@ import pytest
 from vllm2_jax.evals import EVALS, postprocess, saliency
 from vllm2_jax.evals.semantic import IGNORE, LabelMap
 
+NAMES = ("sky", "tree", "road", "car")
+
 
 def test_semantic_by_hand():
-    true = LabelMap(np.array([[0, 0, 1, 1], [0, 0, 1, IGNORE]], np.uint8), 4)
-    found = LabelMap(np.array([[0, 0, 0, 1], [0, 0, 1, 2]], np.uint8), 4)
+    true = LabelMap(np.array([[0, 0, 1, 1], [0, 0, 1, IGNORE]], np.uint8), NAMES)
+    found = LabelMap(np.array([[0, 0, 0, 1], [0, 0, 1, 2]], np.uint8), NAMES)
     # Class 0: 4 of 5 in the union; class 1: 2 of 3; class 2 only where there is no truth; class 3 nowhere.
     assert EVALS["semantic"]([found], [true]) == {
         "semantic/mIoU": pytest.approx((4 / 5 + 2 / 3) / 2),
         "semantic/mAcc": pytest.approx((1 + 2 / 3) / 2),
         "semantic/aAcc": pytest.approx(6 / 7),
     }
-    halves = [LabelMap(x.labels[:, i : i + 2], 4) for i in (0, 2) for x in (found, true)]
+    halves = [LabelMap(x.labels[:, i : i + 2], NAMES) for i in (0, 2) for x in (found, true)]
     assert EVALS["semantic"](halves[::2], halves[1::2]) == EVALS["semantic"]([found], [true])
     assert EVALS["semantic"]([true], [true])["semantic/mIoU"] == 1.0
-    nothing = LabelMap(np.full((2, 2), IGNORE), 4)
-    assert EVALS["semantic"]([LabelMap(np.zeros((2, 2), int), 4)], [nothing]) == {}
+    nothing = LabelMap(np.full((2, 2), IGNORE), NAMES)
+    assert EVALS["semantic"]([LabelMap(np.zeros((2, 2), int), NAMES)], [nothing]) == {}
     with pytest.raises(ValueError, match="resized to the original"):
         EVALS["semantic"]([nothing], [true])
+    with pytest.raises(ValueError, match="the predicted map has the classes"):
+        EVALS["semantic"]([LabelMap(true.labels, NAMES[::-1])], [true])
+
+
+def test_semantic_goes_by_name():
+    # The same pixels, their classes listed in another order.
+    one = LabelMap(np.array([[0, 1]]), NAMES[:2]), LabelMap(np.array([[0, 0]]), NAMES[:2])
+    two = LabelMap(np.array([[1, 0]]), NAMES[1::-1]), LabelMap(np.array([[1, 1]]), NAMES[1::-1])
+    records = [EVALS["semantic"].record(*pair) for pair in (one, two)]
+    assert records[0] == records[1]
 
 
 def shapes():

@@ -108,23 +108,26 @@ def test_crowds_count_neither_way():
     assert OBJECTS["crowdhuman"]([found], [there])["crowdhuman/AP"] == pytest.approx(1.0)
 
 
+IDS = {"dog": 18, "person": 44}
+
+
 def test_result_format_is_read_by_pycocotools(capsys):
-    truths = [dataclasses.replace(t, labels=t.labels + 1) for t in album(3)]
+    truths = album(3)
     found = [moved(t, 2.0) for t in truths]
-    entries = [e for i, d in enumerate(found) for e in coco.results(d, i + 7, {1: 18, 2: 44})]
+    entries = [e for i, d in enumerate(found) for e in coco.results(d, i + 7, IDS)]
     entries = json.loads(json.dumps(entries))
     annotations = []
     for i, t in enumerate(truths):
         for box, label, mask in zip(t.boxes, t.labels, t.masks, strict=True):
             x, y, w, h = *box[:2], *(box[2:] - box[:2])
-            plain = {"id": len(annotations) + 1, "image_id": i + 7, "category_id": {1: 18, 2: 44}[label]}
+            plain = {"id": len(annotations) + 1, "image_id": i + 7, "category_id": IDS[label]}
             rest = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0, "segmentation": mask}
             annotations.append(plain | rest)
     file = COCO()
     file.dataset = {
         "images": [{"id": i + 7, "height": SIZE[0], "width": SIZE[1]} for i in range(len(truths))],
         "annotations": annotations,
-        "categories": [{"id": 18}, {"id": 44}],
+        "categories": [{"id": number} for number in IDS.values()],
     }
     file.createIndex()
     for kind, name in (("bbox", "box"), ("segm", "mask")):
@@ -140,7 +143,7 @@ def test_result_format_is_read_by_pycocotools(capsys):
         assert ours[f"{name}/AP"] == pytest.approx(made.stats[0])
         assert 0.1 < ours[f"{name}/AP"] < 0.99
     capsys.readouterr()
-    entry = coco.results(perfect(truths[0]), 3)[0]
+    entry = coco.results(perfect(truths[0]), 3, IDS)[0]
     assert len(entry["keypoints"]) == 51 and entry["keypoints"][2] == 1.0 and entry["image_id"] == 3
 
 

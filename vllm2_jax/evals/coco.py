@@ -7,7 +7,7 @@ masks (the official decoders return 100 at most), 20 for keypoints.
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -45,16 +45,18 @@ def evaluator(
       kind: what is compared.
       sigmas: spread of each keypoint around its truth; None takes those of COCO's 17.
     """
+    # Classes that no picture has define no precision, so those of the truth are all that count.
+    labels = {label for _, truth in records for label in truth.labels.tolist()}
+    ids = {label: number for number, label in enumerate(sorted(labels), start=1)}
     truths, found = [], []
     for number, (detections, truth) in enumerate(records, start=1):
-        truths += [{**entry, "image_id": number} for entry in _truths(truth, kind)]
-        found += [{**entry, "image_id": number} for entry in _found(detections, kind)]
+        truths += [{**entry, "image_id": number} for entry in _truths(truth, kind, ids)]
+        found += [{**entry, "image_id": number} for entry in _found(detections, kind, ids)]
     images = [
         {"id": number, "height": truth.size[0], "width": truth.size[1]}
         for number, (_, truth) in enumerate(records, start=1)
     ]
-    # Classes that no picture has define no precision, so those of the truth are all that count.
-    categories = [{"id": label} for label in sorted({entry["category_id"] for entry in truths})]
+    categories = [{"id": number} for number in ids.values()]
     with contextlib.redirect_stdout(io.StringIO()):
         made = COCOeval(_index(images, truths, categories), _index(images, found, categories), kind)
         if sigmas is not None:
@@ -77,21 +79,20 @@ def values(made: COCOeval, name: str) -> dict[str, float]:
 
 
 def results(
-    detections: Detections, image_id: int | str, categories: Mapping[int, int] | None = None
+    detections: Detections, image_id: int | str, categories: Mapping[Hashable, int]
 ) -> list[dict[str, Any]]:
     """One picture's detections in COCO's result format, ready for `json.dump`.
 
     Args:
       detections: of the picture.
       image_id: of the picture in its dataset.
-      categories: label -> category id of the dataset; None leaves the labels as they are.
+      categories: label -> category id of the dataset.
     """
     made = []
     for i, (box, score) in enumerate(zip(detections.boxes, detections.scores, strict=True)):
-        label = int(detections.labels[i])
         entry: dict[str, Any] = {
             "image_id": image_id,
-            "category_id": label if categories is None else categories[label],
+            "category_id": categories[detections.labels[i].item()],
             "bbox": _corner_and_size(box),
             "score": float(score),
         }
@@ -113,11 +114,11 @@ def _index(images: list[dict], annotations: list[dict], categories: list[dict]) 
     return made
 
 
-def _truths(truth: GroundTruth, kind: Kind) -> list[dict[str, Any]]:
+def _truths(truth: GroundTruth, kind: Kind, ids: Mapping[Hashable, int]) -> list[dict[str, Any]]:
     made = []
     for i, (box, area, crowd) in enumerate(zip(truth.boxes, truth.areas, truth.crowds, strict=True)):
         entry = {
-            "category_id": int(truth.labels[i]),
+            "category_id": ids[truth.labels[i].item()],
             "bbox": _corner_and_size(box),
             "area": float(area),
             "iscrowd": int(crowd),
@@ -132,12 +133,14 @@ def _truths(truth: GroundTruth, kind: Kind) -> list[dict[str, Any]]:
     return made
 
 
-def _found(detections: Detections, kind: Kind) -> list[dict[str, Any]]:
+def _found(detections: Detections, kind: Kind, ids: Mapping[Hashable, int]) -> list[dict[str, Any]]:
     made = []
     for i, box in enumerate(detections.boxes):
+        if (label := detections.labels[i].item()) not in ids:
+            continue
         x, y, width, height = _corner_and_size(box)
         entry = {
-            "category_id": int(detections.labels[i]),
+            "category_id": ids[label],
             "score": float(detections.scores[i]),
             "bbox": [x, y, width, height],
             "area": width * height,

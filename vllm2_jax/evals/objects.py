@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Shaped
 from pycocotools import mask as coco_mask
 
 # COCO's compressed run lengths: {"size": [height, width], "counts": bytes}.
@@ -19,14 +19,14 @@ class Detections:
 
     Attributes:
       boxes: left, top, right, bottom.
-      labels: class of each object, in the numbering of the ground truth.
+      labels: class of each object, its name as a rule; numbers do as well.
       scores: the higher the surer.
       masks: run lengths of each object; None where no masks are predicted.
       keypoints: x, y of P points; None where none are predicted.
     """
 
     boxes: Float[np.ndarray, "n 4"]
-    labels: Int[np.ndarray, " n"]
+    labels: Shaped[np.ndarray, " n"]
     scores: Float[np.ndarray, " n"]
     masks: Sequence[RunLengths] | None = None
     keypoints: Float[np.ndarray, "n P 2"] | None = None
@@ -48,7 +48,7 @@ class GroundTruth:
 
     size: tuple[int, int]
     boxes: Float[np.ndarray, "n 4"]
-    labels: Int[np.ndarray, " n"]
+    labels: Shaped[np.ndarray, " n"]
     masks: Sequence[RunLengths] | None = None
     keypoints: Float[np.ndarray, "n P 3"] | None = None
     area: Float[np.ndarray, " n"] | None = None
@@ -79,7 +79,7 @@ def nothing(*, masks: bool = False, keypoints: int = 0) -> Detections:
     """
     return Detections(
         boxes=np.zeros((0, 4)),
-        labels=np.zeros(0, np.int64),
+        labels=np.zeros(0, str),
         scores=np.zeros(0),
         masks=[] if masks else None,
         keypoints=np.zeros((0, keypoints, 2)) if keypoints else None,

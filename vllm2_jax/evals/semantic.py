@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Semantic segmentation: mean IoU over classes, as mmsegmentation computes it."""
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Integer
 
 from vllm2_jax.evals.metric import Metric
 
@@ -17,12 +18,12 @@ class LabelMap:
     """A class for every pixel of a picture.
 
     Attributes:
-      labels: class of each pixel; in a truth, IGNORE where there is none.
-      classes: how many classes the dataset has.
+      labels: class of each pixel, its place in `names`; in a truth, IGNORE where there is none.
+      names: of the classes; pictures of one dataset may list them in different orders.
     """
 
     labels: Integer[np.ndarray, "H W"]
-    classes: int
+    names: Sequence[str]
 
 
 def semantic(name: str = "semantic") -> Metric:
@@ -32,8 +33,12 @@ def semantic(name: str = "semantic") -> Metric:
     pixels where both agree, those predicted and those true.
     """
 
-    def summarise(records: Sequence[Int[np.ndarray, "3 C"]]) -> dict[str, float]:
-        right, predicted, true = np.sum(records, axis=0)
+    def summarise(records: Sequence[dict[str, tuple[int, int, int]]]) -> dict[str, float]:
+        pixels: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(3, np.int64))
+        for record in records:
+            for label, counts in record.items():
+                pixels[label] += counts
+        right, predicted, true = np.array(list(pixels.values()), np.int64).reshape(-1, 3).T
         either = predicted + true - right
         scores = {}
         if either.any():
@@ -46,7 +51,9 @@ def semantic(name: str = "semantic") -> Metric:
     return Metric(_record, summarise)
 
 
-def _record(found: LabelMap, truth: LabelMap) -> Int[np.ndarray, "3 C"]:
+def _record(found: LabelMap, truth: LabelMap) -> dict[str, tuple[int, int, int]]:
+    if list(found.names) != list(truth.names):
+        raise ValueError(f"the predicted map has the classes {found.names}, the true one {truth.names}")
     if found.labels.shape != truth.labels.shape:
         raise ValueError(
             f"the predicted map is {found.labels.shape}, the true one {truth.labels.shape}: predictions have "
@@ -54,6 +61,6 @@ def _record(found: LabelMap, truth: LabelMap) -> Int[np.ndarray, "3 C"]:
         )
     known = truth.labels != IGNORE
     a, b = found.labels[known], truth.labels[known]
-    return np.stack(
-        [np.bincount(x, minlength=truth.classes)[: truth.classes] for x in (a[a == b], a, b)]
-    ).astype(np.int64)
+    count = len(truth.names)
+    pixels = np.stack([np.bincount(x, minlength=count)[:count] for x in (a[a == b], a, b)], axis=1)
+    return {name: tuple(row.tolist()) for name, row in zip(truth.names, pixels, strict=True) if row.any()}
