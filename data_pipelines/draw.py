@@ -59,25 +59,26 @@ def tint(picture: Image.Image, mask: Bool[np.ndarray, "h w"], colour: Colour) ->
 
 
 def box(
-    picture: Image.Image, corners: Float[np.ndarray, " 4"], colour: Colour, label: str = "", *, width: int = 2
+    picture: Image.Image, corners: Float[np.ndarray, " 4"], colour: Colour, text: str = "", *, width: int = 2
 ) -> None:
-    """Draws a box (left, top, right, bottom in pixels; the ends exclusive) in place.
-
-    The label stands above the box, or inside where there is no room.
-    """
-    draw = ImageDraw.Draw(picture)
+    """Draws a box (left, top, right, bottom in pixels; the ends exclusive) in place, with a label."""
     x0, y0 = (float(v) for v in corners[:2])
     # A box that is turned over or thinner than its line is still seen.
     x1, y1 = (float(max(a, b - 1)) for a, b in zip(corners[:2], corners[2:], strict=True))
-    draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
-    if label:
-        write = font(max(11, round(min(picture.size) / 45)))
-        left, top, right, bottom = draw.textbbox((0, 0), label, write)
-        wide, high = right - left + 4, bottom - top + 4
-        x = min(max(x0, 0), max(picture.width - wide, 0))
-        y = y0 - high if y0 >= high else max(y0, 0)
-        draw.rectangle((x, y, x + wide, y + high), fill=colour)
-        draw.text((x + 2 - left, y + 2 - top), label, _PAPER, write)
+    ImageDraw.Draw(picture).rectangle((x0, y0, x1, y1), outline=colour, width=width)
+    if text:
+        label(picture, (x0, y0), colour, text)
+
+
+def label(picture: Image.Image, at: tuple[float, float], colour: Colour, text: str) -> None:
+    """Writes on a patch of colour, in place, above a point or below it where there is no room above."""
+    draw, write = ImageDraw.Draw(picture), font(max(11, round(min(picture.size) / 45)))
+    left, top, right, bottom = draw.textbbox((0, 0), text, write)
+    wide, high = right - left + 4, bottom - top + 4
+    x = min(max(at[0], 0), max(picture.width - wide, 0))
+    y = at[1] - high if at[1] >= high else max(at[1], 0)
+    draw.rectangle((x, y, x + wide, y + high), fill=colour)
+    draw.text((x + 2 - left, y + 2 - top), text, _PAPER, write)
 
 
 def skeleton(

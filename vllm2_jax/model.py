@@ -74,7 +74,7 @@ REGION_LAYERS = (-3, -2, -1)
 
 
 class VisionLLMv2(nnx.Module):
-    """The whole model. `losses` is training and evaluation; `embed` and `llm` serve generation."""
+    """The whole model. `losses` trains, `predict` asks a decoder, `embed` and `llm` serve generation."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
@@ -191,11 +191,7 @@ class VisionLLMv2(nnx.Module):
             terms["lm"] = add(terms["lm"], loss)
             watch[f"{task}/lm"], watch[f"{task}/accuracy"] = loss, accuracy
         for name in sorted({name for task in tasks for name in batch[task].targets}):
-            if name not in self.decoders:
-                raise ValueError(
-                    f"the batch has targets for the decoder {name!r}, which this model was built without; "
-                    f"add it to the model's decoders (it has {sorted(self.decoders) or 'none'})"
-                )
+            self._need(name)
             mine = [task for task in tasks if name in batch[task].targets]
             found = [(links.read(rows[task], batch[task]), batch[task].targets[name]) for task in mine]
             states, targets = jax.tree.map(_join_rows, *found)
@@ -204,6 +200,32 @@ class VisionLLMv2(nnx.Module):
             for term, value in self.decoders[name].loss(states, targets, key=own).items():
                 terms[f"{name}/{term}"] = value
         return terms, watch
+
+    def predict(self, rows: TaskRows, decoder: str, *, key: jax.Array | None = None) -> Any:
+        """What a decoder makes of one task's rows whose answers are there already (teacher forcing).
+
+        The official evaluations of all decoders that see do this: the answer lists every class.
+
+        Args:
+          rows: of one task; of its `targets[decoder]` only what is no ground truth is read.
+          decoder: its name.
+          key: for decoders that draw at random.
+
+        Returns:
+          What the decoder's own `predict` returns, with all rows in one leading axis.
+        """
+        self._need(decoder)
+        states = links.read(self.hidden(rows.inputs), rows)
+        found, inputs = jax.tree.map(_join_rows, (states, rows.targets[decoder]))
+        key = jax.random.key(0) if key is None else key
+        return self.decoders[decoder].predict(found, inputs, key=key)
+
+    def _need(self, decoder: str) -> None:
+        if decoder not in self.decoders:
+            raise ValueError(
+                f"the batch has targets for the decoder {decoder!r}, which this model was built without; "
+                f"add it to the model's decoders (it has {sorted(self.decoders) or 'none'})"
+            )
 
 
 def _join_rows(*tasks: Array) -> Array:

@@ -77,5 +77,6 @@ def test_every_process_gets_its_part_of_a_batch():
     batch = partition.global_batch(mesh, FSDP_TP.rules, {"x": np.arange(8.0)})
     assert batch["x"].sharding.spec == P(("data", "fsdp"))
     np.testing.assert_array_equal(batch["x"], np.arange(8.0))
+    np.testing.assert_array_equal(partition.local_rows(batch["x"]), np.arange(8.0))
     with pytest.raises(ValueError, match="6 groups do not split over 4 batch shards"):
         partition.global_batch(mesh, FSDP_TP.rules, {"x": np.arange(6.0)})

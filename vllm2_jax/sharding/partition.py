@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -174,3 +175,12 @@ def global_batch(mesh: Mesh, rules: Rules, host_batch: Any) -> Any:
     groups = jax.tree.leaves(host_batch)[0].shape[0] * host_share(mesh, rules)[1]
     check_groups(groups, mesh, rules)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), host_batch)
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+    """The rows that this process holds of an array whose leading axis is split like a batch, in order.
+
+    What `global_batch` joined comes apart again: the first rows are those of this process' first group.
+    """
+    rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
