@@ -13,6 +13,7 @@ from tests.evals.pictures import SIZE, album, fill, moved, perfect, truth
 from vllm2_jax.evals import OBJECTS, coco
 from vllm2_jax.evals.crowdhuman import crowdhuman
 from vllm2_jax.evals.objects import Detections, GroundTruth, decode, encode, encode_segmentation, nothing
+from vllm2_jax.evals.pose import number
 
 # What a perfect prediction scores. The E-measure's curve has one threshold at which all is foreground.
 BEST = {"crowdhuman/mMR": 0.0, "count/MAE": 0.0, "count/RMSE": 0.0, "saliency/MAE": 0.0}
@@ -252,6 +253,19 @@ def test_crowdpose_scores_each_crowdedness():
     assert scores["crowdpose/APeasy"] == scores["crowdpose/APhard"] == pytest.approx(1.0)
     assert scores["crowdpose/APmedium"] < 0.2 < scores["crowdpose/AP"] < 1
     assert not {"crowdpose/APm", "crowdpose/APl"} & set(scores)
+
+
+def test_keypoints_of_a_prompt_are_put_in_the_order_of_the_dataset():
+    there = single()[0]
+    names = np.array([3, 16, 0])
+    asked = number(there.keypoints[:, names], names)
+    assert asked.shape == (1, 68, 3)
+    np.testing.assert_array_equal(asked[0, names], there.keypoints[0, names])
+    assert asked[0, :, 2].sum() == 6
+    # What was not asked for counts neither as a truth nor as a prediction.
+    found = dataclasses.replace(perfect(there), keypoints=number(there.keypoints[:, names, :2], names))
+    scores = OBJECTS["keypoints"]([found], [dataclasses.replace(there, keypoints=asked)])
+    assert scores["keypoints/AP"] == pytest.approx(1.0)
 
 
 def test_count_by_hand():

@@ -43,15 +43,17 @@ def evaluator(
     Args:
       records: detections and truth of each picture.
       kind: what is compared.
-      sigmas: spread of each keypoint around its truth; None takes those of COCO's 17.
+      sigmas: spread of each keypoint around its truth; None takes those of COCO's 17. Further keypoints
+        do not count.
     """
+    points = 17 if sigmas is None else len(sigmas)
     # Classes that no picture has define no precision, so those of the truth are all that count.
     labels = {label for _, truth in records for label in truth.labels.tolist()}
     ids = {label: number for number, label in enumerate(sorted(labels), start=1)}
     truths, found = [], []
     for number, (detections, truth) in enumerate(records, start=1):
-        truths += [{**entry, "image_id": number} for entry in _truths(truth, kind, ids)]
-        found += [{**entry, "image_id": number} for entry in _found(detections, kind, ids)]
+        truths += [{**entry, "image_id": number} for entry in _truths(truth, kind, ids, points)]
+        found += [{**entry, "image_id": number} for entry in _found(detections, kind, ids, points)]
     images = [
         {"id": number, "height": truth.size[0], "width": truth.size[1]}
         for number, (_, truth) in enumerate(records, start=1)
@@ -114,7 +116,7 @@ def _index(images: list[dict], annotations: list[dict], categories: list[dict]) 
     return made
 
 
-def _truths(truth: GroundTruth, kind: Kind, ids: Mapping[Hashable, int]) -> list[dict[str, Any]]:
+def _truths(truth: GroundTruth, kind: Kind, ids: Mapping[Hashable, int], count: int) -> list[dict[str, Any]]:
     made = []
     for i, (box, area, crowd) in enumerate(zip(truth.boxes, truth.areas, truth.crowds, strict=True)):
         entry = {
@@ -126,14 +128,16 @@ def _truths(truth: GroundTruth, kind: Kind, ids: Mapping[Hashable, int]) -> list
         if kind == "segm":
             entry["segmentation"] = _need(truth.masks, "masks")[i]
         if kind == "keypoints":
-            points = _need(truth.keypoints, "keypoints")[i]
+            points = _need(truth.keypoints, "keypoints")[i, :count]
             entry["keypoints"] = points.astype(float).ravel().tolist()
             entry["num_keypoints"] = int((points[:, 2] > 0).sum())
         made.append(entry)
     return made
 
 
-def _found(detections: Detections, kind: Kind, ids: Mapping[Hashable, int]) -> list[dict[str, Any]]:
+def _found(
+    detections: Detections, kind: Kind, ids: Mapping[Hashable, int], count: int
+) -> list[dict[str, Any]]:
     made = []
     for i, box in enumerate(detections.boxes):
         if (label := detections.labels[i].item()) not in ids:
@@ -150,7 +154,7 @@ def _found(detections: Detections, kind: Kind, ids: Mapping[Hashable, int]) -> l
             mask = _need(detections.masks, "masks")[i]
             entry |= {"segmentation": mask, "area": float(coco_mask.area(mask))}
         if kind == "keypoints":
-            points = _need(detections.keypoints, "keypoints")[i]
+            points = _need(detections.keypoints, "keypoints")[i, :count]
             entry |= {"keypoints": _flat(points), "area": float(np.ptp(points, axis=0).prod())}
         made.append(entry)
     return made

@@ -93,6 +93,21 @@ def pck(name: str = "pck", threshold: float = 0.2) -> Metric:
     return Metric(record, summarise)
 
 
+def number(
+    keypoints: Float[np.ndarray, "n P c"], ids: Sequence[int], count: int = len(UNIKPT_SIGMAS)
+) -> Float[np.ndarray, "n {count} c"]:
+    """Keypoints in the order of a prompt, put in the order of the dataset's own list.
+
+    Args:
+      keypoints: x, y and perhaps visibility.
+      ids: number of each keypoint in the dataset's list.
+      count: room in that list. What was not asked for is zero, which as a truth is not labelled.
+    """
+    numbered = np.zeros((len(keypoints), count, keypoints.shape[2]), keypoints.dtype)
+    numbered[:, list(ids)] = keypoints[:, : len(ids)]
+    return numbered
+
+
 def distances(
     predicted: Float[np.ndarray, "N P 2"],
     true: Float[np.ndarray, "N P 2"],
