@@ -21,8 +21,15 @@ from vllm2_jax.decoders.unipose.targets import read_picture, read_truth
 from vllm2_jax.ops.keypoints import SIGMAS
 from vllm2_jax.ops.matching import match
 
-# Official name of a loss -> ours.
-TERMS = {"ce": "class", "bbox": "box", "giou": "giou", "keypoints": "keypoints", "oks": "oks"}
+# Official name of a loss -> ours. A batch without objects has "class" for "ce", which no weight knows.
+TERMS = {
+    "ce": "class",
+    "class": "class",
+    "bbox": "box",
+    "giou": "giou",
+    "keypoints": "keypoints",
+    "oks": "oks",
+}
 
 
 def config(folder: pathlib.Path) -> CriterionConfig:
@@ -72,7 +79,7 @@ def losses(official: dict, terms: dict) -> Iterator[Case]:
     for name, value in official["losses"].items():
         _, term, *rest = name.split("_", 2)
         ours = "_".join([TERMS[term], *rest])
-        weight = official["weights"][name]
+        weight = official["weights"].get(name, 1.0)
         yield f"loss {ours}", np.asarray(mean(terms[ours])), np.float32(weight * value)
     yield "number of losses", np.array(len(terms)), np.array(len(official["losses"]))
     total = sum(mean(value) for value in terms.values())

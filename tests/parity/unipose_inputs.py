@@ -49,16 +49,16 @@ def samples(folder: pathlib.Path) -> list[Sample]:
     return found
 
 
-def links(folder: pathlib.Path, pictures: list[Sample]) -> Links:
-    """Classes first, keypoints after; every row has as many places of each as the longest needs, plus one."""
+def links(folder: pathlib.Path, rooms: tuple[int, int]) -> Links:
+    """Classes first, keypoints after; `rooms` are the places for each."""
     data = goldens.arrays(folder, "inputs")
     states, valid = [], []
-    for name, longest in zip(("obj", "kpt"), places(pictures), strict=True):
+    for name, places in zip(("obj", "kpt"), rooms, strict=True):
         queries, used = data[f"{name}_querys"], data[f"{name}_query_masks"]
-        room = np.zeros((len(queries), longest, *queries.shape[2:]), np.float32)
-        count = min(longest, queries.shape[1])
+        room = np.zeros((len(queries), places, *queries.shape[2:]), np.float32)
+        count = min(places, queries.shape[1])
         room[:, :count] = queries[:, :count]
-        mask = used[:, :longest]
+        mask = used[:, :places]
         # What stands in unused places means nothing and must not be looked at.
         states.append(np.where(mask[..., None, None], room, 7.0))
         valid.append(mask)
@@ -68,7 +68,7 @@ def links(folder: pathlib.Path, pictures: list[Sample]) -> Links:
 
 
 def places(pictures: list[Sample]) -> tuple[int, int]:
-    """Places for classes and for keypoints."""
+    """Places for classes and for keypoints: those that the longest prompt needs, and one more."""
     return (
         1 + max(len(picture.classes) for picture in pictures),
         1 + max(len(picture.keypoints) for picture in pictures),
@@ -121,11 +121,13 @@ def draws(recorded: dict[str, np.ndarray], pictures: list[Sample], layout: Layou
     """The official flat draws (block by block, in each the objects of all pictures) at our slots."""
     shape = layout.group.shape
     counts = [len(picture.labels) for picture in pictures]
+    if not recorded:  # nothing to disturb, nothing drawn
+        recorded = {"label_p": np.zeros(0), "new_label": np.zeros(0)}
     flip, label = np.ones(shape, np.float32), np.zeros(shape, np.int32)
     sign, size = np.ones((*shape, 4), np.float32), np.zeros((*shape, 4), np.float32)
     replaced = np.zeros(len(recorded["label_p"]), int)
     replaced[recorded["label_p"] < 0.25] = recorded["new_label"]
-    for block in range(len(replaced) // sum(counts)):
+    for block in range(len(replaced) // max(sum(counts), 1)):
         for b, count in enumerate(counts):
             flat = block * sum(counts) + sum(counts[:b]) + np.arange(count)
             slot = block * max(counts) + np.arange(count)

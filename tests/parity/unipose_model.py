@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tests.parity import goldens, unipose_criterion
+from tests.parity import Case, goldens, unipose_criterion
 from vllm2_jax.convert import unipose as convert
 from vllm2_jax.convert.rules import load
+from vllm2_jax.decoders.grounding_dino.outputs import ABSENT
 from vllm2_jax.decoders.unipose.config import UniPoseConfig
 from vllm2_jax.decoders.unipose.model import UniPose
 from vllm2_jax.vision.swin import SwinConfig
@@ -56,3 +57,19 @@ def build(folder: pathlib.Path, config: UniPoseConfig) -> UniPose:
 def maps(x: np.ndarray) -> np.ndarray:
     """Feature maps with channels last."""
     return x.transpose(0, 2, 3, 1)
+
+
+def logits(name: str, got: np.ndarray, want: np.ndarray) -> list[Case]:
+    """Class logits: the official -inf stands for our `ABSENT`; either side may have more free places."""
+    places = max(got.shape[-1], want.shape[-1])
+
+    def widen(x: np.ndarray) -> np.ndarray:
+        more = [(0, 0)] * (x.ndim - 1) + [(0, places - x.shape[-1])]
+        return np.pad(np.where(np.isfinite(x), x, ABSENT), more, constant_values=ABSENT).astype(np.float32)
+
+    got, want = widen(got), widen(want)
+    there = want != ABSENT
+    return [
+        (f"{name}: which", got != ABSENT, there),
+        (name, np.where(there, got, 0), np.where(there, want, 0)),
+    ]

@@ -36,7 +36,8 @@ class Decoder(nnx.Module):
         init = nnx.initializers.xavier_uniform()
         self.body = param(init, rngs, (BODY, 2), (None, None))
         self.other = param(init, rngs, (len(SIGMAS) - BODY, 2), (None, None))
-        self.box_layers, self.instances, self.remat = config.box_layers, config.instances, config.remat
+        self.box_layers, self.instances = config.box_layers, config.instances
+        self.remat, self.dtype = config.remat, dtype
 
     def part(self, start: int, stop: int | None) -> Layer:
         """Some of the stacked layers."""
@@ -50,9 +51,13 @@ class Decoder(nnx.Module):
         scene: Crowd,
     ) -> Float[Array, "B N W"]:
         """One layer. References are shares of the picture, which fills each level a little differently."""
-        placed = references[:, :, None] * jnp.tile(scene.ratios, 2)[:, None]
-        codes = sine_boxes(placed[:, :, 0], x.shape[-1] // 2).astype(x.dtype)
-        return layer(x, self.position(codes), placed, scene)
+        on_levels = references[:, :, None] * jnp.tile(scene.ratios, 2)[:, None]
+        return layer(x, self.places(on_levels[:, :, 0]), on_levels, scene)
+
+    def places(self, boxes: Float[Array, "B N 4"]) -> Float[Array, "B N W"]:
+        """Embeds boxes, which are shares of the finest level's padded map."""
+        width = self.norm.num_features
+        return self.position(sine_boxes(boxes, width // 2).astype(self.dtype))
 
     def sizes(self, keypoints: int) -> Float[Array, "P 2"]:
         """Width and height of what is around each keypoint at first, as shares of its box."""

@@ -77,7 +77,7 @@ def find_keypoints(
         denoised = Boxes(
             class_logits(noise, scene.classes, scene.valid_classes), heads.boxes(noise, noise_start)
         )
-        return (x, _move(decoder, x, fixed, slots)), (denoised, figures)
+        return (x, move(decoder, x, fixed, slots)), (denoised, figures)
 
     layers = decoder.part(decoder.box_layers, None)
     _, found = run(body, (x, references), layers, remat=decoder.remat)
@@ -92,7 +92,7 @@ def cut(
     return x[:, :slots], figures[:, :, 0], figures[:, :, 1:]
 
 
-def _move(
+def move(
     decoder: Decoder, x: Float[Array, "B M W"], references: Float[Array, "B M 4"], slots: int
 ) -> Float[Array, "B M 4"]:
     """The references of the next layer."""

@@ -37,7 +37,7 @@ from vllm2_jax.decoders.unipose.keypoint_decoder import choose, expand, find_key
 from vllm2_jax.decoders.unipose.layer import Crowd
 from vllm2_jax.decoders.unipose.outputs import Boxes, Figures, Outputs, Poses
 from vllm2_jax.decoders.unipose.postprocess import best
-from vllm2_jax.decoders.unipose.sight import Sight, official_sight, same_kind
+from vllm2_jax.decoders.unipose.sight import Sight, of_figures
 from vllm2_jax.decoders.unipose.targets import Capacity, Picture, Truth, read_picture, read_truth
 from vllm2_jax.nn.axes import constrain
 from vllm2_jax.nn.dropout import keys
@@ -117,8 +117,8 @@ class UniPose(nnx.Module):
         drop = keys(key, 3)
         wanted = picture.keypoint_ids.shape[1]
         classes, keypoints = split(links, wanted)
-        if self.config.faithful and truth is None:
-            keypoints = pad(keypoints, KEYPOINTS)  # the official error counts free places
+        if self.config.faithful:
+            keypoints = pad(keypoints, KEYPOINTS)  # free places are seen
         # One place more than there are classes: the embedding of no class, for denoising.
         text = self.class_encoder(pad(classes, classes.valid.shape[1] + 1))
         points = jnp.where(keypoints.valid[..., None], self.keypoint_encoder(keypoints), 0)
@@ -189,24 +189,13 @@ class UniPose(nnx.Module):
         x, references, found = find_boxes(decoder, x, references, scene)
         _, chosen = choose(decoder, x, scene)
         x, references = expand(decoder, x, references, points, chosen, slots)
-        after = dataclasses.replace(scene, sight=self.sight(scene, asked))
-        noise_found, figures = find_keypoints(decoder, x, references, after)
+        sight = of_figures(scene.sight, asked, self.config.instances, faithful=self.config.faithful)
+        scene = dataclasses.replace(scene, sight=sight)
+        noise_found, figures = find_keypoints(decoder, x, references, scene)
         if noise is None:
             return found, figures, None
         of_noise = jax.tree.map(lambda a, b: jnp.concatenate([a[:, :, :slots], b]), found, noise_found)
         return jax.tree.map(lambda a: a[:, :, slots:], found), figures, of_noise
-
-    def sight(self, scene: Crowd, asked: Bool[Array, "B P"]) -> Sight:
-        """Who looks at whom in the keypoint layers."""
-        instances, before = self.config.instances, scene.sight.noise
-        if before is None:
-            if self.config.faithful:
-                return Sight(None, official_sight(asked, instances))
-            return Sight(None, same_kind(asked, instances), instances)
-        own = before[:, :, : before.shape[1]]
-        others = instances * (1 + asked.shape[1])
-        noise = jnp.concatenate([own, jnp.ones((*own.shape[:2], others), bool)], axis=-1)
-        return Sight(noise, same_kind(asked, instances), instances)
 
 
 def split(links: Links, keypoints: int) -> tuple[Links, Links]:

@@ -48,19 +48,37 @@ class Sight:
         return jnp.concatenate([of_noise, found], axis=1)
 
 
-def same_kind(keypoints: Bool[Array, "B P"], instances: int) -> Bool[Array, "BG M M"]:
-    """Inside an instance, its box and the keypoints asked for see each other; free places see free places."""
+def of_figures(before: Sight, keypoints: Bool[Array, "B P"], instances: int, *, faithful: bool) -> Sight:
+    """Who looks at whom once the queries are instances, each with P keypoints.
+
+    An instance's box and the keypoints asked for see each other, free places see free places. Denoising
+    queries see all that is no free place.
+
+    Args:
+      before: in the box layers.
+      keypoints: which of the P a row asks for.
+      faithful: denoising queries see free places, too, and without any the rest sees what it should not
+        (`official`).
+    """
     used = jnp.concatenate([jnp.ones((len(keypoints), 1), bool), keypoints], axis=1)
-    return jnp.repeat(used[:, :, None] == used[:, None], instances, axis=0)
+    if before.noise is None and faithful:
+        return Sight(None, official(used, instances))
+    inside = jnp.repeat(used[:, :, None] == used[:, None], instances, axis=0)
+    if before.noise is None:
+        return Sight(None, inside, instances)
+    others = jnp.tile(used, (1, instances))[:, None] | faithful
+    others = jnp.broadcast_to(others, (len(used), before.slots, others.shape[-1]))
+    own = before.noise[:, :, : before.slots]
+    return Sight(jnp.concatenate([own, others], axis=-1), inside, instances)
 
 
-def official_sight(keypoints: Bool[Array, "B P"], instances: int) -> Bool[Array, "B M M"]:
-    """Who sees whom among all instances outside of training, as the official code has it.
+def official(used: Bool[Array, "B M"], instances: int) -> Bool[Array, "B T T"]:
+    """Who sees whom among all M queries of all instances outside of training, in the official code.
 
     It cuts the queries into pieces one query too short (68 instead of 69, `modeling_unipose.py` 891), so
     instances see parts of their neighbours, the more the later they come, and the last see all.
     """
-    size = keypoints.shape[1] + 1
+    size = used.shape[1]
     short = size - 1
     at = jnp.arange(instances * size)
     row, column, end = at[:, None], at[None], instances * short
@@ -68,7 +86,6 @@ def official_sight(keypoints: Bool[Array, "B P"], instances: int) -> Bool[Array,
     # What follows the last piece was never cut off, and the rows there see all.
     last = first + short >= end
     strangers = (row >= end) | ((column >= first) & ((column < first + short) | last))
-    used = jnp.concatenate([jnp.ones((len(keypoints), 1), bool), keypoints], axis=1)
-    used = jnp.tile(used, (1, instances))
+    tiled = jnp.tile(used, (1, instances))
     own = row // size == column // size
-    return jnp.where(own, used[:, :, None] == used[:, None], strangers)
+    return jnp.where(own, tiled[:, :, None] == tiled[:, None], strangers)
