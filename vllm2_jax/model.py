@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vllm2_jax import links
-from vllm2_jax.batch import Batch, Inputs, Weighted, add, flatten_groups, merge, split_rows
+from vllm2_jax.batch import Batch, Inputs, TaskRows, Weighted, add, flatten_groups, merge, split_rows
 from vllm2_jax.decoders import DECODERS
 from vllm2_jax.llm.llama import Llama, LlamaConfig
 from vllm2_jax.llm.loss import cross_entropy
