@@ -20,7 +20,8 @@ TEXT, IMAGE, REGION, LINK = range(4)
 IGNORE = -100  # label of a column that is not to be predicted
 
 # (sum, weight) of a loss or metric: its value is sum / max(weight, 1) after both are summed over the whole
-# batch. A row without ground truth adds (0, 0). The coefficient of a loss term is part of the sum.
+# batch, and 0 if the weight is: without any object in the batch, detectors learn no background either. The
+# coefficient of a loss term is part of the sum.
 Weighted = tuple[Float[Array, ""], Float[Array, ""]]
 
 # Whatever has a shape and a dtype: the host fills these structures with numpy arrays, the compiler with
@@ -139,4 +140,4 @@ def add(a: Weighted, b: Weighted) -> Weighted:
 
 def mean(value: Weighted) -> Float[Array, ""]:
     """sum / max(weight, 1): 0 where nothing was weighed."""
-    return value[0] / jnp.maximum(value[1], 1)
+    return jnp.where(value[1] > 0, value[0] / jnp.maximum(value[1], 1), 0)

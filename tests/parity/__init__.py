@@ -40,7 +40,11 @@ COMPONENTS: dict[str, dict[str, Callable[[pathlib.Path], Iterator[Case]]]] = {
             "metrics",
         )
     },
-    "grounding_dino": {name: _part(f"grounding_dino_{name}") for name in ("units", "backbone", "deformable")},
+    "diffusion": {name: _part(f"diffusion_{name}") for name in ("unet", "parts", "training", "sampling")},
+    "grounding_dino": {
+        name: _part(f"grounding_dino_{name}")
+        for name in ("units", "backbone", "deformable", "matcher", "training")
+    },
     "unipose": {name: _part(f"unipose_{name}") for name in ("units", "backbone")},
 }
 

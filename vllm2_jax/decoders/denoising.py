@@ -88,8 +88,8 @@ def lay_out(counts: Int[Array, " B"], places: Int[Array, " B"], number: int, cap
     )
 
 
-def draw(key: jax.Array, rows: int, slots: int, labels: Int[Array, ""] | int) -> Draws:
-    """Fresh draws; random labels are below `labels`."""
+def draw(key: jax.Array, rows: int, slots: int, labels: Int[Array, "B 1"] | int) -> Draws:
+    """Fresh draws; random labels are below `labels`, one number or one a row."""
     flip, label, sign, size = jax.random.split(key, 4)
     return Draws(
         flip=jax.random.uniform(flip, (rows, slots)),

@@ -28,7 +28,7 @@ class WeightedMean(clu_metrics.Average):
 
     def compute(self) -> float:
         """sum / max(weight, 1), as in the loss."""
-        return float(self.total) / max(float(self.count), 1.0)
+        return float(self.total) / max(float(self.count), 1.0) if self.count else 0.0
 
 
 class Window:

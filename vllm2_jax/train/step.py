@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from vllm2_jax.batch import Batch, Weighted, add
+from vllm2_jax.batch import Batch, Weighted, add, mean
 from vllm2_jax.train.optimizer import Schedule, apply
 from vllm2_jax.train.state import TrainState
 
@@ -115,7 +115,7 @@ def _weights(losses: Metrics) -> dict[str, Float[Array, ""]]:
 
 
 def _total(losses: Metrics, weights: dict[str, Float[Array, ""]]) -> Float[Array, ""]:
-    terms = [value / jnp.maximum(weights[name], 1) for name, (value, _) in losses.items()]
+    terms = [mean((value, weights[name])) for name, (value, _) in losses.items()]
     return sum(terms, jnp.zeros(()))
 
 

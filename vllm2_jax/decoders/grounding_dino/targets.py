@@ -59,8 +59,8 @@ class Capacity:
     Attributes:
       size: side of the padded square, pixels; a multiple of 32.
       objects: places for objects, at most the decoder's queries.
-      stride: pixels of the square for one of a mask. 4 takes a sixteenth of the memory of 1, which is what the
-        official code does: 100 objects in a square of 1,024 pixels are 105 MB a row.
+      stride: pixels of the square for one of a mask. The official code has 1, where 100 objects in a square
+        of 1,024 pixels are 105 MB a row.
     """
 
     size: int
@@ -102,7 +102,7 @@ def _pick(arrays: Mapping[str, Any], kind: type) -> dict[str, Any]:
     missing = [name for name in names if name not in arrays]
     if missing:
         raise ValueError(
-            f"the targets of grounding_dino lack {', '.join(missing)}; they have {', '.join(sorted(arrays))}: "
-            "the collator of the decoder has to make them"
+            f"the targets of grounding_dino lack {', '.join(missing)}; they have "
+            f"{', '.join(sorted(arrays))}: the collator of the decoder has to make them"
         )
     return {name: jnp.asarray(arrays[name]) for name in names}
