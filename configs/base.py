@@ -55,6 +55,7 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
     config.eval.every = 0  # steps between short evaluations during training; 0: none
     config.eval.quick = 32  # records of each dataset in a short one
     config.eval.rows = 32  # prompts answered at once, on each host
+    config.eval.pictures = 8  # pictures that a decoder looks at at once, on each host
     config.eval.max_new = 48  # columns of an answer, link queries included
 
     config.optimizer = ml_collections.ConfigDict()  # AdamW, see `train.optimizer.OptimizerConfig`

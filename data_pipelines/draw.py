@@ -95,14 +95,14 @@ def skeleton(
       picture: drawn on.
       points: x, y in pixels.
       visibility: 0 is left out, 1 (hidden) hollow, 2 filled.
-      names: of the keypoints; they decide where bones go.
+      names: of the keypoints; they decide where bones go. What has no name is left out.
       radius: of a point, pixels.
     """
     draw = ImageDraw.Draw(picture)
     at = {
         name: (float(x), float(y))
         for name, (x, y), v in zip(names, points, visibility, strict=True)
-        if v and np.isfinite((x, y)).all()
+        if name and v and np.isfinite((x, y)).all()
     }
     for chain in BONES:
         for a, b in itertools.pairwise(chain):

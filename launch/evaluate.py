@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a trained model held-out questions, scores the answers and writes a report with pictures.
+"""Asks a trained model held-out questions, lets its decoders look, scores both and writes a report.
 
     python -m launch.evaluate --config configs/demo.py --workdir runs/demo
 
-Scores the newest checkpoint of the run, and beside it the same model untrained and the most frequent answer
-to the same question. Writes `evaluation.json` and `report.html` into the run's folder.
+Scores the newest checkpoint of the run, and beside it the same model untrained and, for questions, the most
+frequent answer to the same one. Writes `evaluation.json` and `report.html` into the run's folder.
 """
 
 import collections
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from absl import app, flags
@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from data_pipelines.errors import DataError
 from launch.build import build_run
-from launch.heldout import Case, evaluate, make_answerer, read_cases
+from launch.heldout import Case, Heldout
 from launch.report import write_report
 from vllm2_jax.evals.exact_match import exact_match
 from vllm2_jax.train import metrics
@@ -29,7 +29,9 @@ from vllm2_jax.train.state import random_model
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config the run was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process a host: find the others (TPU pods, Slurm).")
-_REQUIRE = flags.DEFINE_float("require", 0.0, "Exit with 1 if the exact match is below this share.")
+_REQUIRE = flags.DEFINE_list(
+    "require", [], "Exit with 1 if a value is below: exact_match=0.8,det/box/AP50=0.5."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -39,32 +41,68 @@ def main(argv: list[str]) -> None:
     if _MULTIHOST.value:
         jax.distributed.initialize()
     try:
+        required = parse_required(_REQUIRE.value)
         scores = run_evaluation(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+        failed = too_low(scores, required)
     except (DataError, ValueError, FileNotFoundError) as error:
         print(f"launch.evaluate: {error}", file=sys.stderr)
         sys.exit(2)
-    if scores["exact_match"] < _REQUIRE.value:
-        print(f"exact match {scores['exact_match']:.3f} is below {_REQUIRE.value}", file=sys.stderr)
+    if failed:
+        print("\n".join(failed), file=sys.stderr)
         sys.exit(1)
+
+
+def parse_required(texts: Sequence[str]) -> dict[str, float]:
+    """Least values by name, from `name=value`.
+
+    Raises:
+      ValueError: a text of another form.
+    """
+    required = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        try:
+            required[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ValueError(f"--require={text}: give name=value, for example exact_match=0.8")
+    return required
+
+
+def too_low(scores: Mapping[str, float], required: Mapping[str, float]) -> list[str]:
+    """One line for each value that is below what is required.
+
+    Raises:
+      ValueError: a value that the evaluation did not find.
+    """
+    missing = sorted(set(required) - set(scores))
+    if missing:
+        raise ValueError(f"--require names {missing}; the evaluation found {', '.join(scores)}")
+    return [
+        f"{name} {scores[name]:.3f} is below {least}"
+        for name, least in required.items()
+        if not scores[name] >= least
+    ]
 
 
 def run_evaluation(config, workdir: pathlib.Path) -> dict[str, float]:
     """Evaluates the newest checkpoint; prints a table, writes the files, returns the scores."""
     run = build_run(config)
-    cases = read_cases(config, run)
-    answerer = make_answerer(config, run)
+    heldout = Heldout(config, run)
     model = random_model(run.plan)
-    _, untrained = evaluate(answerer, model, cases)
+    untrained = heldout(model).scores
     model = load_weights(workdir / "checkpoints", model)
-    answers, scores = evaluate(answerer, model, cases)
+    results = heldout(model)
     if jax.process_index() == 0:
-        frequent = most_frequent(cases)
-        print(table(scores, untrained, frequent))
-        found = {"trained": scores, "untrained": untrained, "most_frequent_answer": frequent}
+        found = {"trained": results.scores, "untrained": untrained}
+        if heldout.cases:
+            found["most_frequent_answer"] = most_frequent(heldout.cases)
+        print(table(found))
         (workdir / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        write_report(workdir / "report.html", cases, answers, found, metrics.read(workdir))
+        write_report(workdir / "report.html", heldout.cases, results, found, metrics.read(workdir))
         print(f"report: {workdir / 'report.html'}")
-    return scores
+    return results.scores
 
 
 def most_frequent(cases: Sequence[Case]) -> dict[str, float]:
@@ -87,13 +125,17 @@ def most_frequent(cases: Sequence[Case]) -> dict[str, float]:
     return exact_match((case.kind, guess(case), case.truth) for case in cases)
 
 
-def table(scores: dict[str, float], untrained: dict[str, float], frequent: dict[str, float]) -> str:
-    """The scores side by side, in percent."""
-    lines = [f"{'':<28}{'trained':>9}{'untrained':>11}{'blind guess':>13}"]
-    for name in [key for key in scores if key != "count"]:
-        values = [100 * found[name] for found in (scores, untrained, frequent)]
-        lines.append(f"{name:<28}{values[0]:>8.1f}%{values[1]:>10.1f}%{values[2]:>12.1f}%")
-    return "\n".join([*lines, f"{int(scores['count'])} questions"])
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """The scores side by side, one column for each entry."""
+    width = max(28, *(len(name) for name in found["trained"])) + 2
+    lines = [f"{'':<{width}}" + "".join(f"{title.replace('_', ' '):>22}" for title in found)]
+    for name in found["trained"]:
+        if name != "count":
+            values = [
+                f"{column[name]:>22.3f}" if name in column else f"{'':>22}" for column in found.values()
+            ]
+            lines.append(f"{name:<{width}}" + "".join(values))
+    return "\n".join([*lines, f"{int(found['trained'].get('count', 0))} questions"])
 
 
 if __name__ == "__main__":

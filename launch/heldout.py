@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions with known answers from the datasets of `config.eval.tasks`, and the score of a model on them."""
+"""What `config.eval.tasks` holds out: questions with known answers, pictures with known objects, and scores.
+
+A task without a decoder asks every question of its examples; the model answers in words. A task with a
+decoder gives the answer, whose links say what to look for; the decoder finds it. `metrics` names what is
+scored (keys of `vllm2_jax.evals.EVALS`).
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.example import Example
-from data_pipelines.mixture import open_source
 from launch.answer import Answer, AnswerConfig, Answerer
-from launch.build import Config, Run, fill_root
-from vllm2_jax.evals import EVALS
+from launch.build import Config, Run
+from launch.perceive import Seen
+from launch.sights import look, open_datasets, read_sights
+from vllm2_jax.evals import EVALS, MAPS, OBJECTS, WORDS
 from vllm2_jax.evals.metric import Question
 from vllm2_jax.model import VisionLLMv2
 
@@ -35,18 +41,63 @@ class Case:
         """The question, without the mark of its picture."""
         return self.example.turns[-1][1].replace("<image>", "").strip()
 
+    @property
+    def asked(self) -> Question:
+        """The form that metrics take; `meta` may give several `answers`, `options` and a `group`."""
+        meta = self.example.meta
+        return Question(
+            tuple(meta.get("accepted", ())) or (self.truth,),
+            self.kind,
+            meta.get("options", {}),
+            str(meta.get("group", "")),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What came out: named values, answers in the order of the cases, the first pictures of each sight."""
+
+    scores: dict[str, float]
+    answers: list[Answer]
+    seen: dict[str, list[Seen]]
+
+
+class Heldout:
+    """Everything held out of a run, and the programs that answer it. Compiles each of them once."""
+
+    def __init__(self, config: Config, run: Run, count: int | None = None):
+        """Takes `count` records of every dataset (default: `config.eval.examples`).
+
+        Raises:
+          ValueError: no records at all, or metrics that do not fit their task.
+        """
+        check_metrics(config)
+        self.config = config
+        self.cases = read_cases(config, run, count)
+        self.answerer = make_answerer(config, run) if self.cases else None
+        self.sights = read_sights(config, run, count)
+        if not self.cases and not self.sights:
+            raise ValueError("nothing to evaluate: config.eval.tasks names no dataset with records")
+
+    def __call__(self, model: VisionLLMv2) -> Results:
+        """Asks a model everything; all processes get the same scores."""
+        answers: list[Answer] = []
+        scores: dict[str, float] = {}
+        if self.answerer is not None:
+            answers, scores = evaluate(self.answerer, model, self.cases, _metrics(self.config))
+        seen = {}
+        for sight in self.sights:
+            seen[sight.name], found = look(sight, model)
+            scores |= found
+        return Results(scores, answers, seen)
+
 
 def read_cases(config: Config, run: Run, count: int | None = None) -> list[Case]:
-    """All turns of the first `count` records (default: `config.eval.examples`) of every dataset."""
-    count = config.eval.examples if count is None else count
+    """All turns of the first `count` records of every dataset of the tasks without a decoder."""
     cases = []
-    for task, entry in fill_root(config.eval.tasks.to_dict(), config.data.root).items():
-        for name, options in entry["datasets"].items():
-            source = open_source(name, options, spec=run.spec, seed=config.seed)
-            for index in range(min(count, len(source))):
-                cases += turns_of(task, source[index])
-    if not cases:
-        raise ValueError("nothing to evaluate: config.eval.tasks names no dataset with records")
+    for task, _, entry, source in open_datasets(config, run, count):
+        if not entry.get("decoder"):
+            cases += [case for index in range(len(source)) for case in turns_of(task, source[index])]
     return cases
 
 
@@ -66,8 +117,8 @@ def turns_of(task: str, example: Example) -> list[Case]:
 
 
 def make_answerer(config: Config, run: Run) -> Answerer:
-    """Has room for the pictures and regions of every evaluated task."""
-    tasks = config.eval.tasks.to_dict().values()
+    """Has room for the pictures and regions of every task that is answered in words."""
+    tasks = [task for task in config.eval.tasks.to_dict().values() if not task.get("decoder")]
     return Answerer(
         run,
         AnswerConfig(
@@ -80,23 +131,62 @@ def make_answerer(config: Config, run: Run) -> Answerer:
 
 
 def evaluate(
-    answerer: Answerer, model: VisionLLMv2, cases: Sequence[Case]
+    answerer: Answerer,
+    model: VisionLLMv2,
+    cases: Sequence[Case],
+    metrics: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[list[Answer], dict[str, float]]:
-    """The answers of a model and its scores."""
+    """The answers of a model and its scores.
+
+    Args:
+      answerer, model, cases: who is asked what.
+      metrics: task -> keys of `EVALS`, whose values are then `<task>/...`; the other tasks share one exact
+        match.
+    """
+    metrics = metrics or {}
     answers = answerer(model, [case.example for case in cases])
-    asked = [Question((case.truth,), case.kind) for case in cases]
-    return answers, EVALS["exact_match"]([answer.text for answer in answers], asked)
+    pairs = [(answer.text, case) for answer, case in zip(answers, cases, strict=True)]
+    scores = _words("exact_match", [pair for pair in pairs if pair[1].task not in metrics])
+    for task, names in metrics.items():
+        for name in names:
+            found = _words(name, [pair for pair in pairs if pair[1].task == task])
+            scores |= {f"{task}/{key}": value for key, value in found.items()}
+    return answers, scores
+
+
+def _words(name: str, pairs: Sequence[tuple[str, Case]]) -> dict[str, float]:
+    if not pairs:
+        return {}
+    return EVALS[name]([text for text, _ in pairs], [case.asked for _, case in pairs])
+
+
+def check_metrics(config: Config) -> None:
+    """Raises ValueError for a task whose metrics are unknown, missing, or of the wrong kind."""
+    for task, entry in config.eval.tasks.to_dict().items():
+        names, known = entry.get("metrics", ()), OBJECTS | MAPS if entry.get("decoder") else WORDS
+        unknown = [name for name in names if name not in known]
+        if unknown or (entry.get("decoder") and not names):
+            wrong = f"does not take the metrics {unknown}" if unknown else "needs `metrics`"
+            raise ValueError(f"config.eval.tasks.{task} {wrong}; there are {', '.join(known)}")
+
+
+def _metrics(config: Config) -> dict[str, tuple[str, ...]]:
+    """Metrics of the tasks that are answered in words and name their own."""
+    tasks = config.eval.tasks.to_dict().items()
+    return {
+        name: tuple(task["metrics"])
+        for name, task in tasks
+        if task.get("metrics") and not task.get("decoder")
+    }
 
 
 def hooks(config: Config, run: Run, rebuild: Callable[[Any], VisionLLMv2]) -> list[tuple[int, Callable]]:
-    """The loop's evaluation: a few questions every `config.eval.every` steps; none if that is 0."""
+    """The loop's evaluation: a few examples every `config.eval.every` steps; none if that is 0."""
     if not config.eval.every:
         return []
-    cases = read_cases(config, run, config.eval.quick)
-    answerer = make_answerer(config, run)
+    heldout = Heldout(config, run, config.eval.quick)
 
     def hook(state: Any) -> Mapping[str, float]:
-        _, scores = evaluate(answerer, rebuild(state), cases)
-        return {f"eval/{name}": value for name, value in scores.items()}
+        return {f"eval/{name}": value for name, value in heldout(rebuild(state)).scores.items()}
 
     return [(config.eval.every, hook)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`report.html`: one file with the scores, the loss curve, and pictures with question, answer and truth."""
+"""`report.html`: one file with scores, loss curve, questions and answers, and what decoders saw."""
 
 import base64
 import html
@@ -12,11 +12,16 @@ import numpy as np
 from PIL import Image
 
 from launch.answer import Answer
-from launch.heldout import Case
+from launch.draw import draw_classes, draw_objects
+from launch.heldout import Case, Results
+from launch.perceive import Seen
+from launch.truth import classes_of, keypoint_names, objects_of, picture_size
 from vllm2_jax.evals.exact_match import matches
 
 SHOWN = 12  # questions of each task in the report
 _SIDE = 180  # pixels of a picture's side
+_WIDE = 420  # pixels of the longer side of a picture with objects
+_SURE = 0.3  # score from which on a predicted object is drawn
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#1e293b}
@@ -26,13 +31,15 @@ th:first-child,td:first-child{text-align:left}tr{border-bottom:1px solid #e2e8f0
 .card{border:1px solid #e2e8f0;border-left:5px solid #16a34a;border-radius:6px;padding:.7em}
 .card.wrong{border-left-color:#dc2626}.card img{width:180px;height:180px;image-rendering:pixelated}
 .q{font-weight:600}.small{color:#64748b;font-size:13px}
+.seen{border:1px solid #e2e8f0;border-radius:6px;padding:.7em;margin:1em 0}
+.pair{display:flex;flex-wrap:wrap;gap:1em}.pair figure{margin:0}.pair img{max-width:100%}
 """
 
 
 def write_report(
     path: pathlib.Path,
     cases: Sequence[Case],
-    answers: Sequence[Answer],
+    results: Results,
     scores: Mapping[str, Mapping[str, float]],
     log: Sequence[Mapping[str, Any]],
 ) -> None:
@@ -40,19 +47,23 @@ def write_report(
 
     Args:
       path: of the file.
-      cases, answers: the questions and what the model said, in the same order.
+      cases: the questions.
+      results: what the model said, in the same order, and what its decoders saw.
       scores: column title -> metric -> share.
       log: lines of `metrics.jsonl`, for the curve.
     """
     tasks = list(dict.fromkeys(case.task for case in cases))
-    pairs = list(zip(cases, answers, strict=True))
+    pairs = list(zip(cases, results.answers, strict=True))
     sections = []
     for task in tasks:
         shown = [_card(case, answer) for case, answer in pairs if case.task == task][:SHOWN]
         sections.append(f"<h2>{html.escape(task)}</h2><div class=cards>{''.join(shown)}</div>")
+    for name, seen in results.seen.items():
+        shown = [_sight(one) for one in seen]
+        sections.append(f"<h2>{html.escape(name)}</h2>{''.join(shown)}")
     path.write_text(
         "<!doctype html><html lang=en><meta charset=utf-8><title>Evaluation</title>"
-        f"<style>{_STYLE}</style><h1>Held-out questions</h1>{_table(scores)}"
+        f"<style>{_STYLE}</style><h1>Held out</h1>{_table(scores)}"
         f"<h2>Training</h2>{_curve(log)}{''.join(sections)}</html>\n",
         encoding="utf-8",
     )
@@ -63,12 +74,15 @@ def _table(scores: Mapping[str, Mapping[str, float]]) -> str:
     first = next(iter(scores.values()))
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td>"
-        + "".join(f"<td>{100 * column[name]:.1f} %</td>" for column in scores.values())
+        + "".join(
+            f"<td>{column[name]:.3f}</td>" if name in column else "<td></td>" for column in scores.values()
+        )
         + "</tr>"
         for name in first
         if name != "count"
     )
-    return f"<table><tr><th></th>{titles}</tr>{rows}</table><p>{int(first['count'])} questions.</p>"
+    asked = f"<p>{int(first['count'])} questions.</p>" if "count" in first else ""
+    return f"<table><tr><th></th>{titles}</tr>{rows}</table>{asked}"
 
 
 def _card(case: Case, answer: Answer) -> str:
@@ -83,8 +97,34 @@ def _card(case: Case, answer: Answer) -> str:
     )
 
 
+def _sight(seen: Seen) -> str:
+    """What a decoder found beside what is there."""
+    example, decoder = seen.example, seen.decoder
+    height, width = picture_size(example, decoder)
+    pixels = np.asarray(Image.fromarray(example.targets[decoder]["image"]).resize((width, height)))
+    if seen.classes is not None:
+        pair = [draw_classes(pixels, classes) for classes in (seen.classes, classes_of(example, decoder))]
+    else:
+        marks: dict[str, Any] = {"names": sorted(set(example.meta["classes"]))}
+        if seen.objects.keypoints is not None:
+            marks["keypoints"] = keypoint_names(example, decoder)
+        truth = draw_objects(pixels, objects_of(example, decoder), **marks)
+        pair = [draw_objects(pixels, seen.objects, threshold=_SURE, **marks), truth]
+    figures = "".join(
+        f"<figure>{_image(page, _WIDE)}<figcaption class=small>{title}</figcaption></figure>"
+        for page, title in zip(pair, (f"found (score above {_SURE})", "truth"), strict=True)
+    )
+    question = next(text for who, text in example.turns if who == "human")
+    return (
+        f"<div class=seen><div class=q>{html.escape(_readable(question))}</div>"
+        f"<div class=pair>{figures}</div><div class=small>{html.escape(example.record)}</div></div>"
+    )
+
+
 def _readable(question: str) -> str:
-    return question.replace("<region>", "").replace("<reg>", "").replace("</reg>", "")
+    for mark in ("<image>", "<region>", "<reg>", "</reg>"):
+        question = question.replace(mark, "")
+    return question.strip()
 
 
 def _picture(case: Case) -> str:
@@ -96,8 +136,15 @@ def _picture(case: Case) -> str:
         inner = mask.copy()
         inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
         pixels[mask & ~inner] = 255
+    return _image(Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
+
+
+def _image(picture: Image.Image, longest: int = 0) -> str:
+    """A picture inside the page, shrunk to its longest side."""
+    if longest and max(picture.size) > longest:
+        picture.thumbnail((longest, longest))
     file = io.BytesIO()
-    Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST).save(file, "PNG")
+    picture.save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
     return f"<img alt='' src='data:image/png;base64,{data}'>"
 

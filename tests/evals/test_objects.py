@@ -257,7 +257,7 @@ def test_crowdpose_scores_each_crowdedness():
 
 def test_keypoints_of_a_prompt_are_put_in_the_order_of_the_dataset():
     there = single()[0]
-    names = np.array([3, 16, 0])
+    names = [3, 16, 0]
     asked = number(there.keypoints[:, names], names)
     assert asked.shape == (1, 68, 3)
     np.testing.assert_array_equal(asked[0, names], there.keypoints[0, names])

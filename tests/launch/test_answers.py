@@ -13,7 +13,7 @@ from data_pipelines.conversation import region_text
 from data_pipelines.errors import DataError
 from launch import build, evaluate, generate
 from launch.answer import AnswerConfig, Answerer
-from launch.heldout import hooks, make_answerer, read_cases, turns_of
+from launch.heldout import Heldout, hooks, make_answerer, read_cases, turns_of
 from tests.distributed.tiny import tiny_config
 from vllm2_jax.evals.exact_match import exact_match
 from vllm2_jax.train.loop import train
@@ -61,7 +61,7 @@ def test_evaluation_writes_scores_and_report(workdir, capsys):
     page = (workdir / "report.html").read_text()
     assert page.count("data:image/png;base64") == min(scores["count"], 3 * 12)
     assert "<polyline" in page and "truth:" in page
-    assert "blind guess" in capsys.readouterr().out
+    assert "most frequent answer" in capsys.readouterr().out
 
 
 def test_the_loop_evaluated(workdir):
@@ -158,3 +158,32 @@ def test_blind_guess_is_the_most_frequent_answer():
     cases = read_cases(config(), made, 1)[:1] * 3
     assert evaluate.most_frequent(cases)["exact_match"] == 1.0
     assert jax.device_count() == 8
+
+
+def test_required_values():
+    required = evaluate.parse_required(["exact_match=0.8", "det/box/AP=0.5"])
+    scores = {"exact_match": 0.8, "det/box/AP": 0.25}
+    assert evaluate.too_low(scores, required) == ["det/box/AP 0.250 is below 0.5"]
+    with pytest.raises(ValueError, match="the evaluation found exact_match"):
+        evaluate.too_low({"exact_match": 1.0}, required)
+    for text in ("0.8", "exact_match=high", "=1"):
+        with pytest.raises(ValueError, match=f"--require={text}"):
+            evaluate.parse_required([text])
+
+
+def test_metrics_have_to_fit_their_task():
+    wrong = config()
+    with wrong.unlocked():
+        wrong.eval.tasks.chat.metrics = ("box",)
+    with pytest.raises(ValueError, match=r"eval\.tasks\.chat does not take the metrics \['box'\]"):
+        Heldout(wrong, build.build_run(config()))
+
+
+def test_a_task_names_its_own_metrics():
+    own = config()
+    with own.unlocked():
+        own.eval.tasks.chat.metrics = ("recognition", "anls")
+    run = build.build_run(own)
+    scores = Heldout(own, run, 2)(random_model(run.plan)).scores
+    assert {"chat/recognition", "chat/anls", "exact_match", "exact_match/region"} <= set(scores)
+    assert "exact_match/colour" not in scores
