@@ -45,7 +45,21 @@ COMPONENTS: dict[str, dict[str, Callable[[pathlib.Path], Iterator[Case]]]] = {
         name: _part(f"grounding_dino_{name}")
         for name in ("units", "backbone", "deformable", "matcher", "training")
     },
-    "unipose": {name: _part(f"unipose_{name}") for name in ("units", "backbone")},
+    "unipose": {
+        name: _part(f"unipose_{name}")
+        for name in (
+            "units",
+            "backbone",
+            "keypoints",
+            "links",
+            "layers",
+            "inference",
+            "criterion",
+            "training",
+            "drops",
+            "evaluation",
+        )
+    },
 }
 
 

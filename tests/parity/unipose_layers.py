@@ -58,30 +58,21 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
 
 
 def _pyramid(folder: pathlib.Path, model: UniPose) -> Iterator[Case]:
+    """From the backbone's maps, which have a part of their own, to the encoder's input."""
     data, inputs = goldens.arrays(folder, "backbone"), goldens.arrays(folder, "inputs")
-    features = jax.jit(lambda model, x: model.backbone(x))(model, jnp.asarray(maps(inputs["images"])))
-    for i, feature in enumerate(features):
-        yield f"backbone stage {i}", np.asarray(feature), maps(data[f"backbone.feat{i}"])
+    stages = len(model.config.backbone.stages)
+    features = tuple(jnp.asarray(maps(data[f"backbone.feat{i}"])) for i in range(stages))
     pyramid = model.levels(features, jnp.asarray(~inputs["mask"]))
     for i, level in enumerate(model.levels.maps(features)):
         yield f"level {i}", np.asarray(level), maps(data[f"input_proj.{i}"])
-    for i in range(len(features)):
-        yield f"mask {i}", np.asarray(pyramid.masks[i]), ~data[f"backbone.mask{i}"]
-    enc = goldens.arrays(folder, "encoder")
-    yield "cells", np.asarray(pyramid.cells), enc["enc_in.src"]
-    yield "positions", np.asarray(pyramid.positions), enc["enc_in.pos"]
-    start = 0
-    for i, (h, w) in enumerate(pyramid.shapes[: len(features)]):
-        found = pyramid.positions[:, start : start + h * w] - model.levels.level[i]
-        yield (
-            f"positions {i}",
-            np.asarray(found.reshape(-1, h, w, found.shape[-1])),
-            maps(data[f"backbone.pos{i}"]),
-        )
-        start += h * w
-    yield "cells in the picture", np.asarray(pyramid.valid), ~enc["enc_in.key_padding_mask"]
-    yield "shapes", np.array(pyramid.shapes), enc["enc_in.spatial_shapes"]
-    yield "share of the levels", np.asarray(pyramid.ratios), enc["enc_in.valid_ratios"]
+    want = goldens.arrays(folder, "encoder")
+    yield "cells", np.asarray(pyramid.cells), want["enc_in.src"]
+    yield "positions", np.asarray(pyramid.positions), want["enc_in.pos"]
+    yield "cells in the picture", np.asarray(pyramid.valid), ~want["enc_in.key_padding_mask"]
+    yield "shapes", np.array(pyramid.shapes), want["enc_in.spatial_shapes"]
+    starts = np.cumsum([0] + [h * w for h, w in pyramid.shapes[:-1]])
+    yield "starts of the levels", starts, want["enc_in.level_start_index"]
+    yield "share of the levels", np.asarray(pyramid.ratios), want["enc_in.valid_ratios"]
     return pyramid
 
 

@@ -7,29 +7,20 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tests.parity import Case, goldens, unipose_criterion
+from tests.parity import Case, goldens, unipose_backbone, unipose_criterion
 from vllm2_jax.convert import unipose as convert
 from vllm2_jax.convert.rules import load
 from vllm2_jax.decoders.grounding_dino.outputs import ABSENT
 from vllm2_jax.decoders.unipose.config import UniPoseConfig
 from vllm2_jax.decoders.unipose.model import UniPose
-from vllm2_jax.vision.swin import SwinConfig
 
 
 def config(folder: pathlib.Path, suffix: str, *, faithful: bool = True) -> UniPoseConfig:
     """Sizes of the golden set; `suffix` says how many instances."""
     stored = goldens.config(folder)
-    c, swin = stored["config"], stored["swin"]
+    c = stored["config"]
     return UniPoseConfig(
-        backbone=SwinConfig(
-            width=swin["embed_dim"],
-            depths=tuple(swin["depths"]),
-            heads=tuple(swin["num_heads"]),
-            window=swin["window_size"],
-            stages=tuple(c["return_interm_indices"]),
-            drop="linear",
-            drop_path=0.0,
-        ),
+        backbone=unipose_backbone.config(folder),
         width=c["hidden_dim"],
         queries=c["num_queries"],
         instances=stored["groups"]["small" if suffix else "official"],
@@ -40,7 +31,7 @@ def config(folder: pathlib.Path, suffix: str, *, faithful: bool = True) -> UniPo
         box_layers=c["num_box_decoder_layers"],
         keypoint_layers=c["dec_layers"] - c["num_box_decoder_layers"],
         temperature=c["pe_temperatureH"],
-        drop_path=0.0,
+        drop_path=c["fusion_droppath"],
         faithful=faithful,
         criterion=unipose_criterion.config(folder),
         dtype="float32",
