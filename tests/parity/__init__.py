@@ -43,7 +43,7 @@ COMPONENTS: dict[str, dict[str, Callable[[pathlib.Path], Iterator[Case]]]] = {
     "diffusion": {name: _part(f"diffusion_{name}") for name in ("unet", "parts", "training", "sampling")},
     "grounding_dino": {
         name: _part(f"grounding_dino_{name}")
-        for name in ("units", "backbone", "deformable", "matcher", "training")
+        for name in ("units", "backbone", "deformable", "matcher", "training", "postproc")
     },
     "unipose": {
         name: _part(f"unipose_{name}")
