@@ -20,6 +20,13 @@ from vllm2_jax.nn.paths import flatten_paths
 # Leaves that the public checkpoint does not have: they keep what they were initialised with.
 NEW = ("class_encoder/", "keypoint_encoder/")
 
+# What only the public checkpoint has.
+GIVEN_UP = {
+    r"clip_model\..*": "the language model and its links name classes and keypoints",
+    r"(projection|projection_kpt|pos_proj|padding)(\..*)?": "turned the text encoder's output into ours",
+    r"label_enc\..*": "denoising queries carry the embedding of their class instead",
+}
+
 # Of our decoder layer's norms, in their order.
 NORMS = ("norm2", "catext_norm", "norm1", "norm3")
 
@@ -42,10 +49,7 @@ def table(config: UniPoseConfig, *, public: bool = False) -> Table:
         *_heads(config),
     ]
     if public:
-        return [
-            *rows,
-            Ignore(r"(?:module\.)?clip_model\..*", "the language model and its links take its place"),
-        ]
+        return [*rows, *(Ignore(pattern, reason) for pattern, reason in GIVEN_UP.items())]
     return [
         *rows,
         *layers.mlp("projection_llava", "class_encoder/mlp"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm2_jax.convert import bridge, clip, internlm2, internvit, llama, lora, regions
+from vllm2_jax.convert import bridge, clip, internlm2, internvit, llama, lora, regions, unipose
 from vllm2_jax.convert.rules import ConversionError, Rule, Table, prefixed
 from vllm2_jax.convert.rules import export as export_tensors
 from vllm2_jax.convert.rules import load as load_tensors
@@ -18,7 +18,9 @@ from vllm2_jax.vision.clip import CLIPConfig
 LLM_TABLES = {"llama": llama.table, "internlm2": internlm2.table}
 
 # Decoder -> its table, (official prefix, table of its config). Decoders add themselves here.
-DECODER_TABLES: dict[str, tuple[str, Callable[[Any], Table]]] = {}
+DECODER_TABLES: dict[str, tuple[str, Callable[[Any], Table]]] = {
+    "unipose": ("unipose.", unipose.table),
+}
 
 
 def table(config: ModelConfig, llm: str = "llama") -> Table:

@@ -4,6 +4,9 @@
 from collections.abc import Callable
 
 from vllm2_jax.decoders.decoder import Decoder
+from vllm2_jax.decoders.unipose.model import UniPose
 
 # Name -> class; built by `DECODERS[name](config, link_width=..., rngs=...)`.
-DECODERS: dict[str, Callable[..., Decoder]] = {}
+DECODERS: dict[str, Callable[..., Decoder]] = {
+    "unipose": UniPose,
+}
