@@ -31,6 +31,8 @@ def permute(*axes: int) -> Transform:
 IDENTITY = Transform(lambda x: x, lambda x: x)
 TRANSPOSE = permute(1, 0)  # Linear, [out, in] -> [in, out]
 CONV = permute(2, 3, 1, 0)  # Conv2d, OIHW -> HWIO
+# A 1x1 Conv2d is a dense layer on channels, [out, in, 1, 1] -> [in, out].
+POINTWISE = Transform(lambda x: x.reshape(x.shape[:2]).T, lambda x: x.T[:, :, None, None])
 
 
 def chain(first: Transform, second: Transform) -> Transform:

@@ -119,24 +119,29 @@ def conv3(
     width: int,
     *,
     stride: int = 1,
+    border: tuple[int, int] = (1, 1),
     bias: bool = True,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
     init: Callable = LECUN_NORMAL,
+    axes: Axes = ("conv_in", "conv_out"),
 ) -> nnx.Conv:
-    """A 3x3 convolution with a border of zeros, `[N, H, W, C] -> [N, ceil(H / stride), ..., width]`."""
+    """A 3x3 convolution, `[N, H, W, C] -> [N, ceil(H / stride), ..., width]` with a border of zeros.
+
+    `border` counts the zeros before and after both sides, `axes` names the channels.
+    """
     return nnx.Conv(
         channels,
         width,
         kernel_size=(3, 3),
         strides=(stride, stride),
-        padding=((1, 1), (1, 1)),
+        padding=(border, border),
         use_bias=bias,
         dtype=dtype,
         param_dtype=jnp.float32,
         kernel_init=init,
-        kernel_metadata={"axes": (None, None, "conv_in", "conv_out")},
-        bias_metadata={"axes": ("conv_out",)},
+        kernel_metadata={"axes": (None, None, *axes)},
+        bias_metadata={"axes": axes[1:]},
         rngs=rngs,
     )
 

@@ -33,6 +33,12 @@ def remat_policy(name: str) -> Callable[..., Any] | None:
     return REMAT[name]
 
 
+def rematted(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """`body(block, ...)` whose backward pass keeps what the policy `remat` says, for blocks of any size."""
+    policy = remat_policy(remat)
+    return body if policy is None else jax.checkpoint(body, policy=policy)
+
+
 def stack(make: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
     """`depth` independently initialised copies of one block, every parameter stacked on a new first axis."""
     return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
@@ -62,7 +68,4 @@ def run(
     Returns:
       The last carry, and the `y` of every layer stacked on a first axis.
     """
-    policy = remat_policy(remat)
-    if policy is not None:
-        body = jax.checkpoint(body, policy=policy)
-    return jax.lax.scan(body, carry, xs, unroll=unroll)
+    return jax.lax.scan(rematted(body, remat), carry, xs, unroll=unroll)

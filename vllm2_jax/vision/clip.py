@@ -41,15 +41,24 @@ class CLIPConfig:
 
 
 class Block(nnx.Module):
-    """One pre-norm layer."""
+    """One pre-norm layer, of CLIP's image encoder and, `causal`, of its text encoder."""
 
-    def __init__(self, config: CLIPConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(config.width, eps=config.eps, rngs=rngs)
-        self.attention = vit.Attention(
-            config.width, config.heads, impl=config.attention, dtype=dtype, rngs=rngs
-        )
-        self.norm2 = LayerNorm(config.width, eps=config.eps, rngs=rngs)
-        self.mlp = vit.Mlp(config.width, config.mlp, "quick_gelu", dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp: int,
+        *,
+        eps: float,
+        causal: bool = False,
+        impl: str,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.norm1 = LayerNorm(width, eps=eps, rngs=rngs)
+        self.attention = vit.Attention(width, heads, causal=causal, impl=impl, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(width, eps=eps, rngs=rngs)
+        self.mlp = vit.Mlp(width, mlp, "quick_gelu", dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "N T V"]) -> Float[Array, "N T V"]:
         """Attention, then feed-forward, each added to the residual stream."""
@@ -66,7 +75,12 @@ class CLIP(nnx.Module):
         self.class_token = param(init, rngs, (config.width,), ("embed",))
         self.positions = param(init, rngs, (1 + config.tokens, config.width), (None, "embed"))
         self.pre_norm = LayerNorm(config.width, eps=config.eps, rngs=rngs)
-        self.blocks = stack(lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.depth, rngs)
+
+        def block(rngs: nnx.Rngs) -> Block:
+            sizes, impl = (config.width, config.heads, config.mlp), config.attention
+            return Block(*sizes, eps=config.eps, impl=impl, dtype=dtype, rngs=rngs)
+
+        self.blocks = stack(block, config.depth, rngs)
         self.post_norm = LayerNorm(config.width, eps=config.eps, rngs=rngs)
         self.config, self.dtype, self.remat = config, dtype, remat
 

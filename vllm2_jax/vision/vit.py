@@ -20,7 +20,8 @@ from vllm2_jax.nn.stack import run
 class Attention(nnx.Module):
     """Self-attention over the tokens of a picture; the output projection always has a bias.
 
-    `qk_norm_eps` adds InternViT's norms of queries and keys, over the full width before it is cut into heads.
+    `causal` lets a token see itself and those before it only, for CLIP's texts. `qk_norm_eps` adds
+    InternViT's norms of queries and keys, over the full width before it is cut into heads.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Attention(nnx.Module):
         *,
         qkv_bias: bool = True,
         qk_norm_eps: float | None = None,
+        causal: bool = False,
         impl: str,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -50,15 +52,15 @@ class Attention(nnx.Module):
             return RMSNorm(width, eps=qk_norm_eps, axis=None, rngs=rngs) if qk_norm_eps is not None else None
 
         self.q_norm, self.k_norm = norm(), norm()
-        self.impl = impl
+        self.causal, self.impl = causal, impl
 
     def __call__(self, x: Float[Array, "N T V"]) -> Float[Array, "N T V"]:
-        """Every token looks at all tokens of its picture."""
+        """Every token looks at all tokens of its picture, or at those of its text so far."""
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None and self.k_norm is not None:
             q = self.q_norm(q.reshape(x.shape)).reshape(q.shape)
             k = self.k_norm(k.reshape(x.shape)).reshape(k.shape)
-        return self.out(attention(q, k, v, impl=self.impl))
+        return self.out(attention(q, k, v, causal=self.causal, impl=self.impl))
 
 
 class Mlp(nnx.Module):

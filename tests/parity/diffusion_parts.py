@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Autoencoder, text encoder and mapper; every kind of norm on inputs so small that its epsilon shows."""
+
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.parity import Case, goldens
+from tests.parity.diffusion import build, find_links, info, nchw, nhwc
+from vllm2_jax.decoders.diffusion.mapper import Mapper
+from vllm2_jax.decoders.diffusion.text import CLIPText
+from vllm2_jax.decoders.diffusion.vae import VAE
+from vllm2_jax.nn.stack import unstack
+
+
+def cases(folder: pathlib.Path) -> Iterator[Case]:
+    painter = build(folder, edits=True)
+    with jax.default_matmul_precision("highest"):
+        yield from vae_cases(painter.vae, goldens.arrays(folder, "vae"))
+        yield from text_cases(painter.text, goldens.arrays(folder, "text"))
+        yield from mapper_cases(painter.mapper, goldens.arrays(folder, "mapper"), info(folder))
+        yield from probe_cases(painter, goldens.arrays(folder, "eps_probe"))
+
+
+def vae_cases(vae: VAE, data: dict[str, np.ndarray]) -> Iterator[Case]:
+    """A picture whose sides are no multiple of 4, and random latents."""
+    image = nhwc(data["image"])
+    yield "vae encoder", nchw(vae.encoder(image)), data["encoder_out"]
+    mean, logvar = np.split(nchw(vae.encode(image)), 2, axis=1)
+    yield "vae mean", mean, data["mean"]
+    yield "vae log variance", logvar, data["logvar"]
+    yield "vae picture", nchw(vae.decode(nhwc(data["z"]))), data["decoded"]
+
+
+def text_cases(text: CLIPText, data: dict[str, np.ndarray]) -> Iterator[Case]:
+    """Captions of any length, an empty one and one that was cut."""
+    ids = jnp.asarray(data["input_ids"].astype(np.int32))
+    for i, state in enumerate(text.hidden_states(ids, tuple(range(text.config.depth + 1)))):
+        yield f"text hidden state {i}", np.asarray(state), data[f"hidden_{i}"]
+    yield "text states", np.asarray(text(ids)), data["last_hidden_state"]
+    empty = [i for i, caption in enumerate(data["captions"]) if not str(caption).strip()]
+    for i in empty:
+        yield "text of the empty caption", np.array(text.config.empty), data["input_ids"][i]
+
+
+def mapper_cases(mapper: Mapper, data: dict[str, np.ndarray], sizes: dict) -> Iterator[Case]:
+    """Rows with none, one and two links."""
+    found = find_links(data["input_ids"], sizes["gen_id"])
+    yield "mapper which columns", found, data["trigger_index"]
+    width = sizes["num_embed_tokens"]
+    states = np.stack([data["hidden_states"][i, at + 1 : at + 1 + width] for i, at in found])
+    projected = mapper.project(jnp.asarray(states))
+    yield "mapper projection", np.asarray(projected), data["emb_proj"]
+    yield "mapper memory", np.asarray(mapper.encode(projected)), data["encoder_memory"]
+    yield "mapper text states", np.asarray(mapper(jnp.asarray(states))), data["mapping_feature"]
+
+
+def probe_cases(painter, data: dict[str, np.ndarray]) -> Iterator[Case]:
+    """Parts by official name, fed numbers of about 2e-3."""
+    unet, vae, text, mapper = painter.unet, painter.vae, painter.text, painter.mapper
+    attention = unet.down[0].transformers[0]
+    first = unstack(text.blocks)[0]
+
+    def given(name: str, key: str = "x") -> jax.Array:
+        return nhwc(data[f"{name}:in_{key}"])
+
+    parts = {
+        "unet.down_blocks.0.attentions.0": lambda n: attention(given(n), given(n, "c")),
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0": lambda n: attention.block(
+            given(n), given(n, "c")
+        ),
+        "unet.down_blocks.0.resnets.0": lambda n: unet.down[0].resnets[0](
+            given(n), jax.nn.silu(given(n, "temb"))
+        ),
+        "unet.conv_norm_out": lambda n: unet.norm_out(given(n)),
+        "vae.encoder.down_blocks.0.resnets.0": lambda n: vae.encoder.levels[0].resnets[0](given(n)),
+        "vae.encoder.mid_block.attentions.0": lambda n: vae.encoder.middle.attend(given(n)),
+        "vae.encoder.conv_norm_out": lambda n: vae.encoder.norm_out(given(n)),
+        "vae.decoder.conv_norm_out": lambda n: vae.decoder.norm_out(given(n)),
+        "text.layers.0.layer_norm1": lambda n: first.norm1(given(n)),
+        "text.final_layer_norm": lambda n: text.norm(given(n)),
+        "mapper.encoder": lambda n: mapper.encode(given(n)),
+        "mapper.decoder": lambda n: mapper.decode(given(n), given(n, "mem")),
+    }
+    recorded = {key.removesuffix(":out") for key in data if key.endswith(":out")}
+    assert recorded == set(parts), recorded ^ set(parts)
+    for name, run in parts.items():
+        yield f"small inputs, {name}", nchw(run(name)), data[f"{name}:out"]
