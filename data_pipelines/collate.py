@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines import collate_perception
 from data_pipelines.conversation import LinkAt, Tokens, prompt, tokenize
-from data_pipelines.errors import DataError
+from data_pipelines.errors import CapacityError, DataError
 from data_pipelines.example import Example
 from data_pipelines.tokenizer import Tokenizer
 from vllm2_jax.batch import IGNORE, IMAGE, LINK, REGION, Inputs, TaskRows
@@ -22,13 +23,12 @@ from vllm2_jax.tokens import LINKS, QueryCounts
 # (arrays of static shape, how many entries were left out). With `shape.strict` it raises CapacityError
 # instead of leaving something out.
 PadTargets = Callable[[Mapping[str, Any] | None, "TaskShape"], tuple[dict[str, np.ndarray], int]]
-DECODER_COLLATE: dict[str, PadTargets] = {}
+DECODER_COLLATE: dict[str, PadTargets] = {
+    "grounding_dino": collate_perception.grounding_dino,
+    "unipose": collate_perception.unipose,
+}
 
 _LINKS = {link.token: link for link in LINKS}
-
-
-class CapacityError(DataError):
-    """A record that is sound but larger than the static shapes allow."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,5 +48,9 @@ class DataError(ValueError):
         )
 
 
+class CapacityError(DataError):
+    """A record that is sound but larger than the static shapes allow."""
+
+
 def _rebuild(cls, message, file, record, field, remedy):
     return cls(message, file=file, record=record, field=field, remedy=remedy)

@@ -10,6 +10,7 @@ Their targets lie under the decoder's name and follow one form (n objects, a pic
   area        float32 [n], pixels of the mask divided by h * w
   keypoints   float32 [n, P, 2], x y divided by (w, h), in the order of the answer's keypoint links   (pose)
   visibility  int32 [n, P], as in COCO: 0 not labelled, 1 hidden, 2 visible                          (pose)
+  keypoint_ids int64 [P], the number of each keypoint in COCO's list                                 (pose)
 
 `meta["classes"]` and `meta["keypoints"]` list the names in the order of the links.
 """
@@ -75,6 +76,7 @@ def pose(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Sett
     targets = _objects(seen, seen.masks[people], np.zeros(len(people), np.int64))
     targets["keypoints"] = (np.stack(points)[:, order] / (width, height)).astype(np.float32)
     targets["visibility"] = np.stack(visibility)[:, order]
+    targets["keypoint_ids"] = order
     slots, links = ["person", ", ".join(names)], [(["person"], "det"), (names, "pose")]
     return _built("pose", rng, settings, slots, links, targets, {"keypoints": names})
 

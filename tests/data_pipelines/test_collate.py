@@ -196,7 +196,7 @@ def test_tiles_of_another_size(tokenizer):
     [
         ({"links": {"box": 1}, "decoder": "x"}, r"unknown links \['box'\]"),
         ({"links": {"det": 1}}, "both a decoder and links or neither"),
-        ({"links": {"det": 1}, "decoder": "grounding_dino"}, "'grounding_dino' has no function in"),
+        ({"links": {"det": 1}, "decoder": "oracle"}, "'oracle' has no function in"),
         ({"pack": True, "tiles": 1}, "only language-only tasks are packed"),
     ],
 )
