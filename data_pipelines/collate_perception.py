@@ -63,8 +63,8 @@ def grounding_dino(targets: Targets | None, shape: "TaskShape") -> tuple[Arrays,
 def unipose(targets: Targets | None, shape: "TaskShape") -> tuple[Arrays, int]:
     """Picture, boxes, labels, areas and keypoints.
 
-    As `grounding_dino`, with `keypoints`, `visibility` and `keypoint_ids`: the number of each keypoint link in
-    its dataset's list (0, 1, 2, ... if not given).
+    As `grounding_dino`, with `keypoints`, `visibility` and `keypoint_ids`: the number of each keypoint link
+    in its dataset's list (0, 1, 2, ... if not given).
     """
     if list(shape.links)[-1:] != ["pose"]:
         raise DataError(

@@ -145,7 +145,23 @@ def task_shapes(mixture: Mapping[str, Mapping[str, Any]], *, strict: bool = True
             shapes[task] = TaskShape(**options, strict=strict)
         except ValueError as error:
             raise ValueError(f"task {task!r} of the mixture: {error}") from error
+    _check_links(shapes)
     return shapes
+
+
+def _check_links(shapes: Mapping[str, TaskShape]) -> None:
+    """Tasks of one decoder are joined with free places at the end: each kind has to start at the same one."""
+    first: dict[str, str] = {}
+    for task, shape in shapes.items():
+        if shape.decoder is None:
+            continue
+        other = first.setdefault(shape.decoder, task)
+        mine, theirs = dict(shape.links), dict(shapes[other].links)
+        if mine != theirs and (len(mine) > 1 or len(theirs) > 1):
+            raise ValueError(
+                f"tasks {other!r} and {task!r} of the mixture call the decoder {shape.decoder!r} with links "
+                f"of several kinds, {theirs} and {mine}: give both the same"
+            )
 
 
 def blank_batch(
