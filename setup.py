@@ -30,6 +30,7 @@ setup(
         "numpy>=2.0",
         "pillow>=10.0",
         "protobuf>=4.21",
+        "pyarrow>=15",
         "pycocotools>=2.0.8",
         "safetensors>=0.4",
         "scipy>=1.11",

@@ -10,22 +10,26 @@ from typing import Any
 
 from data_pipelines.datasets import (
     captions,
+    editing,
     llava,
     osprey,
     recognition,
     region_captions,
     synthetic,
+    text_to_image,
     tfds,
     vcr,
 )
 
 DATASETS: dict[str, Callable[..., Any]] = {
     "captions": captions.load,
+    "editing": editing.load,
     "llava": llava.load,
     "osprey": osprey.load,
     "recognition": recognition.load,
     "region_captions": region_captions.load,
     "synthetic": synthetic.load,
+    "text_to_image": text_to_image.load,
     "tfds": tfds.load,
     "vcr": vcr.load,
 }

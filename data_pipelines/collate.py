@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import collate_perception
+from data_pipelines import collate_diffusion, collate_perception
 from data_pipelines.conversation import LinkAt, Tokens, prompt, tokenize
 from data_pipelines.errors import CapacityError, DataError
 from data_pipelines.example import Example
@@ -26,6 +26,8 @@ PadTargets = Callable[[Mapping[str, Any] | None, "TaskShape"], tuple[dict[str, n
 DECODER_COLLATE: dict[str, PadTargets] = {
     "grounding_dino": collate_perception.grounding_dino,
     "unipose": collate_perception.unipose,
+    "stable_diffusion": collate_diffusion.stable_diffusion,
+    "instruct_pix2pix": collate_diffusion.instruct_pix2pix,
 }
 
 _LINKS = {link.token: link for link in LINKS}
@@ -69,7 +71,7 @@ class TaskShape:
       links: room for links of each kind (`tokens.LINKS`), for example {"det": 80} or {"det": 1, "pose": 17}.
         Each kind has its own range of the K places, in this order.
       pack: put several language-only examples into one row.
-      capacities: what the decoder's own collate function needs, for example {"boxes": 100}.
+      capacities: what the decoder's own collate function needs, for example {"objects": 100}.
       strict: see `CollateSpec`, from where the mixture copies it.
     """
 
@@ -79,7 +81,7 @@ class TaskShape:
     regions: int = 0
     links: Mapping[str, int] = dataclasses.field(default_factory=dict)
     pack: bool = False
-    capacities: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    capacities: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     strict: bool = True
 
     def __post_init__(self):

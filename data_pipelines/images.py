@@ -145,12 +145,14 @@ def anyres(
     return np.concatenate([tiles, whole[None]])
 
 
-def pad_square(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
-    """The picture in the middle of a square of the mean colour."""
+def pad_square(
+    image: UInt8[np.ndarray, "h w 3"], colour: tuple[int, int, int] = PAD_COLOUR
+) -> UInt8[np.ndarray, "s s 3"]:
+    """The picture in the middle of a square of one colour, the mean one by default."""
     height, width = image.shape[:2]
     side = max(height, width)
     square = np.empty((side, side, 3), np.uint8)
-    square[:] = PAD_COLOUR
+    square[:] = colour
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = image
     return square

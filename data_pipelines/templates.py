@@ -61,7 +61,45 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
         "Identify {region} with a word or phrase.",
         "Which category fits {region} best?",
     ),
+    "paint": (
+        "Paint this: {caption}.",
+        "Make a picture showing {caption}.",
+        "I want an image of this: {caption}.",
+        "Please draw {caption}.",
+        "Create an illustration of {caption}.",
+        "Show me {caption}.",
+        "Could you generate a picture of this? {caption}.",
+        "Turn these words into a picture: {caption}.",
+        "Imagine {caption}.",
+        "A new image, please: {caption}.",
+    ),
+    "painted": (
+        "Done: {link}.",
+        "Your image: {link}.",
+        "Here is the picture {link}.",
+        "I painted it for you {link}.",
+        "This is what I see {link}.",
+        "It could look like this {link}.",
+    ),
+    "edit": (
+        "Change the photo as follows: {caption}.",
+        "Apply this edit: {caption}.",
+        "Please retouch: {caption}.",
+        "Edit the picture: {caption}.",
+        "In this image, {caption}.",
+        "I would like you to {caption}.",
+        "One change, please: {caption}.",
+        "Modify what you see: {caption}.",
+    ),
+    "edited": (
+        "Done: {link}.",
+        "The new picture: {link}.",
+        "Here is the changed image {link}.",
+        "I edited it {link}.",
+        "This is the result {link}.",
+    ),
 }
+_SLOTS = ("{region}", "{n}", "{caption}", "{link}")
 
 
 def load_templates(key: str, file: str | pathlib.Path | None = None) -> tuple[str, ...]:
@@ -80,7 +118,7 @@ def load_templates(key: str, file: str | pathlib.Path | None = None) -> tuple[st
     own = content.get(key) if isinstance(content, dict) else None
     if not isinstance(own, list) or not own or not all(isinstance(text, str) for text in own):
         raise DataError("not a list of texts", file=file, field=key, remedy=f'write {{"{key}": ["..."]}}')
-    slots = [slot for slot in ("{region}", "{n}") if slot in TEMPLATES[key][0]]
+    slots = [slot for slot in _SLOTS if slot in TEMPLATES[key][0]]
     for number, text in enumerate(own):
         lacking = [slot for slot in slots if slot not in text]
         if lacking:
@@ -89,7 +127,8 @@ def load_templates(key: str, file: str | pathlib.Path | None = None) -> tuple[st
                 file=file,
                 record=number,
                 field=key,
-                remedy="put {region} where regions are named and {n} where they are counted",
+                remedy="put {region} where regions are named, {n} where they are counted, {caption} where a "
+                "picture is described and {link} where it comes",
             )
     return tuple(own)
 

@@ -40,7 +40,9 @@ COMPONENTS: dict[str, dict[str, Callable[[pathlib.Path], Iterator[Case]]]] = {
             "metrics",
         )
     },
-    "diffusion": {name: _part(f"diffusion_{name}") for name in ("unet", "parts", "training", "sampling")},
+    "diffusion": {
+        name: _part(f"diffusion_{name}") for name in ("captions", "unet", "parts", "training", "sampling")
+    },
     "grounding_dino": {
         name: _part(f"grounding_dino_{name}")
         for name in ("units", "backbone", "deformable", "matcher", "training", "postproc")

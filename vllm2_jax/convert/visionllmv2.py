@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from vllm2_jax.convert import bridge, clip, internlm2, internvit, llama, lora, regions, unipose
+from vllm2_jax.convert import (
+    bridge,
+    clip,
+    diffusion,
+    internlm2,
+    internvit,
+    llama,
+    lora,
+    regions,
+    unipose,
+)
 from vllm2_jax.convert.rules import ConversionError, Rule, Table, prefixed
 from vllm2_jax.convert.rules import export as export_tensors
 from vllm2_jax.convert.rules import load as load_tensors
@@ -20,6 +30,8 @@ LLM_TABLES = {"llama": llama.table, "internlm2": internlm2.table}
 # Decoder -> its table, (official prefix, table of its config). Decoders add themselves here.
 DECODER_TABLES: dict[str, tuple[str, Callable[[Any], Table]]] = {
     "unipose": ("unipose.", unipose.table),
+    "stable_diffusion": ("sd.", diffusion.table),
+    "instruct_pix2pix": ("ip2p.", diffusion.table),
 }
 
 
