@@ -49,11 +49,19 @@ class AnswerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One answer: its text, whether it ended by itself, and the links it called (`tokens.Link.token`)."""
+    """One answer.
+
+    Attributes:
+      text: what it says.
+      finished: whether it ended by itself.
+      links: the links it called (`tokens.Link.token`).
+      marked: the text with its special tokens, where links stand; without their queries.
+    """
 
     text: str
     finished: bool
     links: tuple[str, ...]
+    marked: str
 
 
 class Answerer:
@@ -114,8 +122,12 @@ class Answerer:
 
     def _decode(self, tokens: np.ndarray, length: int, kinds: np.ndarray, finished: bool) -> Answer:
         """One row of what `_run` returns."""
-        text = cut_at(self.run.tokenizer.decode(tokens[:length]), self.config.stop).strip()
-        return Answer(text, bool(finished), tuple(LINKS[kind].token for kind in kinds if kind != NO_LINK))
+        decode, stop = self.run.tokenizer.decode, self.config.stop
+        text, marked = (
+            cut_at(decode(tokens[:length], keep_special=keep), stop).strip() for keep in (False, True)
+        )
+        links = tuple(LINKS[kind].token for kind in kinds if kind != NO_LINK)
+        return Answer(text, bool(finished), links, marked)
 
 
 def _generate(

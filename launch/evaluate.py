@@ -100,7 +100,10 @@ def run_evaluation(config, workdir: pathlib.Path) -> dict[str, float]:
             found["most_frequent_answer"] = most_frequent(heldout.cases)
         print(table(found))
         (workdir / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        write_report(workdir / "report.html", heldout.cases, results, found, metrics.read(workdir))
+        log = (
+            metrics.read(workdir) if (workdir / "metrics.jsonl").exists() else []
+        )  # converted weights have none
+        write_report(workdir / "report.html", heldout.cases, results, found, log)
         print(f"report: {workdir / 'report.html'}")
     return results.scores
 

@@ -131,11 +131,16 @@ def answer(
 
 def saved_run(workdir: pathlib.Path, strategy: str) -> Run:
     """The run whose config lies in its newest checkpoint, laid out anew."""
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        config = ml_collections.ConfigDict(checkpoints.config())
+    config = saved_config(workdir)
     config.sharding.strategy, config.sharding.mesh, config.sharding.devices = strategy, "", ""
     config.data.groups = jax.device_count()  # of training; here it only has to fit the mesh
     return build_run(config)
+
+
+def saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config in the newest checkpoint of a run."""
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        return ml_collections.ConfigDict(checkpoints.config())
 
 
 def place_marks(question: str, images: int, *, first: bool) -> str:

@@ -57,7 +57,7 @@ class Perceiver:
     """Runs one task's decoder. Compiles once, whatever the number of examples.
 
     Attributes:
-      dropped: links and targets that found no room, over all examples of this process so far.
+      dropped: links and targets that found no room, over the examples that this process saw last.
     """
 
     def __init__(self, run: Run, shape: TaskShape, rows: int):
@@ -81,6 +81,7 @@ class Perceiver:
           DataError: a record that is wrong or too long; names file and record.
         """
         part, parts = host_share(self.run.mesh, self.run.strategy.rules)
+        self.dropped.clear()
         count = self.rows * parts
         blank = blank_row(self.run.tokenizer, self.spec, self.shape)
         for start in range(0, len(examples), count):

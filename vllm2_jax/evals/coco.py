@@ -7,7 +7,7 @@ masks (the official decoders return 100 at most), 20 for keypoints.
 
 import contextlib
 import io
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -81,7 +81,7 @@ def values(made: COCOeval, name: str) -> dict[str, float]:
 
 
 def results(
-    detections: Detections, image_id: int | str, categories: Mapping[Hashable, int]
+    detections: Detections, image_id: int | str, categories: Mapping[Any, int]
 ) -> list[dict[str, Any]]:
     """One picture's detections in COCO's result format, ready for `json.dump`.
 
@@ -116,7 +116,7 @@ def _index(images: list[dict], annotations: list[dict], categories: list[dict]) 
     return made
 
 
-def _truths(truth: GroundTruth, kind: Kind, ids: Mapping[Hashable, int], count: int) -> list[dict[str, Any]]:
+def _truths(truth: GroundTruth, kind: Kind, ids: Mapping[Any, int], count: int) -> list[dict[str, Any]]:
     made = []
     for i, (box, area, crowd) in enumerate(zip(truth.boxes, truth.areas, truth.crowds, strict=True)):
         entry = {
@@ -135,9 +135,7 @@ def _truths(truth: GroundTruth, kind: Kind, ids: Mapping[Hashable, int], count: 
     return made
 
 
-def _found(
-    detections: Detections, kind: Kind, ids: Mapping[Hashable, int], count: int
-) -> list[dict[str, Any]]:
+def _found(detections: Detections, kind: Kind, ids: Mapping[Any, int], count: int) -> list[dict[str, Any]]:
     made = []
     for i, box in enumerate(detections.boxes):
         if (label := detections.labels[i].item()) not in ids:

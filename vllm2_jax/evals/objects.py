@@ -31,6 +31,16 @@ class Detections:
     masks: Sequence[RunLengths] | None = None
     keypoints: Float[np.ndarray, "n P 2"] | None = None
 
+    def first(self, count: int) -> "Detections":
+        """The best ones."""
+        masks = None if self.masks is None else self.masks[:count]
+        keypoints = None if self.keypoints is None else self.keypoints[:count]
+        return Detections(self.boxes[:count], self.labels[:count], self.scores[:count], masks, keypoints)
+
+    def above(self, threshold: float) -> "Detections":
+        """Those with a higher score."""
+        return self.first(int((self.scores > threshold).sum()))
+
 
 @dataclasses.dataclass(frozen=True)
 class GroundTruth:

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lets a run's decoder look at a picture: boxes, masks or keypoints as COCO's JSON, and drawn.
+
+    python -m launch.predict --workdir RUN --image photo.jpg --task det --classes "person, dog"
+    python -m launch.predict --workdir RUN --image photo.jpg --task grd --phrase "the dog on the left"
+    python -m launch.predict --workdir RUN --image photo.jpg --task pose --classes person \\
+        --keypoints "nose, left eye, right eye"
+
+Tasks: det (boxes), ins (boxes and masks), grd (what a phrase refers to), seg (a class for every pixel), pose.
+The answer that names all classes is put in the model's mouth, as in the official evaluations; with --generate
+the model writes it itself. Writes OUT/<picture>.json and OUT/<picture>.png.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+from PIL import Image
+
+from data_pipelines.collate import TaskShape, columns_of
+from data_pipelines.conversation import link
+from data_pipelines.errors import DataError
+from data_pipelines.example import Example
+from data_pipelines.images import Tiling, load_image
+from data_pipelines.synthetic.prompts import ANSWERS, QUESTIONS
+from launch.answer import AnswerConfig, Answerer
+from launch.build import Run
+from launch.draw import draw_classes, draw_objects
+from launch.generate import saved_config, saved_run
+from launch.perceive import Perceiver, Seen
+from vllm2_jax.evals.coco import results
+from vllm2_jax.model import VisionLLMv2
+from vllm2_jax.tokens import LINKS, SPECIAL_TOKENS
+from vllm2_jax.train.checkpoint import load_weights
+from vllm2_jax.train.state import random_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is asked: kind of link for the classes, the wording's key in `synthetic.prompts`, what is kept."""
+
+    token: str
+    wording: str
+    decoder: str = "grounding_dino"
+    masks: bool = False
+    maps: bool = False
+    best: bool = False  # only the best object is an answer
+
+
+TASKS: dict[str, Task] = {
+    "det": Task("det", "det"),
+    "ins": Task("det", "det", masks=True),
+    "grd": Task("grd", "grd", masks=True, best=True),
+    "seg": Task("seg", "seg", masks=True, maps=True),
+    "pose": Task("det", "pose", decoder="unipose"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What to look for.
+
+    Attributes:
+      task: a key of `TASKS`.
+      classes: names, or the one phrase of "grd".
+      keypoints: names, for "pose".
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    keypoints: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        wrong = None
+        if not self.classes or not all(self.classes):
+            wrong = "name what to look for: --classes, or --phrase for grd"
+        elif self.task == "grd" and len(self.classes) > 1:
+            wrong = "grd takes one --phrase"
+        elif (self.task == "pose") != bool(self.keypoints):
+            wrong = "--keypoints belong to pose, and pose needs them"
+        if wrong:
+            raise ValueError(f"--task {self.task}: {wrong}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m launch.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--workdir", required=True, type=pathlib.Path, help="run whose newest checkpoint looks")
+    add("--image", required=True, type=pathlib.Path, help="the picture")
+    add("--task", required=True, choices=TASKS)
+    add("--classes", type=names, default=(), help='what to look for: "person, dog"')
+    add("--phrase", default="", help="what grd looks for")
+    add("--keypoints", type=names, default=(), help='what pose looks for: "nose, left eye"')
+    add("--generate", action="store_true", help="the model writes the answer itself")
+    add("--threshold", type=float, default=0.3, help="least score of what is drawn and written")
+    add("--max_tiles", type=int, default=1, help="tiles the picture is cut into at most, as in training")
+    add("--strategy", default="single", help="how the model is laid over the devices")
+    add("--out", type=pathlib.Path, default=pathlib.Path("predictions"), help="folder for what is found")
+    return made
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def main() -> int:
+    """Prints what is found and where it is written; 2 if the question cannot be asked."""
+    args = parser().parse_args()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        asked = Asked(args.task, (args.phrase,) if args.phrase else args.classes, args.keypoints)
+        seen, picture = predict(
+            args.workdir,
+            args.image,
+            asked,
+            generated=args.generate,
+            max_tiles=args.max_tiles,
+            strategy=args.strategy,
+        )
+    except (DataError, ValueError, FileNotFoundError) as error:
+        print(f"launch.predict: {error}", file=sys.stderr)
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    for line in write(args.out / args.image.stem, seen, picture, asked, args.threshold):
+        print(line)
+    return 0
+
+
+def predict(
+    workdir: pathlib.Path,
+    image: pathlib.Path,
+    asked: Asked,
+    *,
+    generated: bool = False,
+    max_tiles: int = 1,
+    strategy: str = "single",
+) -> tuple[Seen, UInt8[np.ndarray, "H W 3"]]:
+    """What a decoder finds, and the picture.
+
+    Args:
+      workdir: of the run whose newest checkpoint looks.
+      image: the picture's file.
+      asked: what to look for.
+      generated: the model writes the answer itself, and may call fewer links or others than asked for.
+      max_tiles: tiles that the picture is cut into at most for the language model.
+      strategy: how the model is laid over the devices.
+
+    Raises:
+      DataError: a broken picture.
+      ValueError: the run has no such decoder, or the generated answer calls no link.
+      FileNotFoundError: no checkpoint.
+    """
+    run = saved_run(workdir, strategy)
+    task = TASKS[asked.task]
+    capacities = capacities_of(saved_config(workdir).data.mixture.to_dict(), task.decoder)
+    picture = load_image(image)
+    tiles = Tiling("anyres", run.model.vision.image_size, max_tiles)(picture)
+    model = load_weights(workdir / "checkpoints", random_model(run.plan))
+    question = "<image>\n" + QUESTIONS[task.wording][0].format(*slots(asked))
+    answer = ANSWERS[task.wording][0].format(*links(asked, run))
+    if generated:
+        answer = write_answer(run, model, question, tiles)
+        asked = answered(answer, asked)
+    example = Example(
+        source="command line",
+        file=str(image),
+        record=asked.task,
+        turns=[("human", question), ("gpt", answer)],
+        images=[tiles],
+        targets={task.decoder: no_objects(picture, asked)},
+        meta={
+            # An answer that is one phrase has no name in front of its link.
+            "classes": list(asked.classes),
+            "keypoints": list(asked.keypoints),
+            "truth": {"size": picture.shape[:2]},
+        },
+    )
+    places = {task.token: len(asked.classes)} | ({"pose": len(asked.keypoints)} if asked.keypoints else {})
+    shape = TaskShape(1, task.decoder, len(tiles), links=places, capacities=capacities)
+    roomy = dataclasses.replace(run.spec, length=1 << 20)
+    columns = len(columns_of(example, run.tokenizer, roomy, [len(tiles)]).ids)
+    run = dataclasses.replace(run, spec=dataclasses.replace(run.spec, length=-(-columns // 64) * 64))
+    (seen,) = Perceiver(run, shape, rows=1)(model, [example])
+    return seen, picture
+
+
+def capacities_of(mixture: Mapping[str, Any], decoder: str) -> dict[str, Any]:
+    """Static sizes that the run trained this decoder with.
+
+    Raises:
+      ValueError: no task of the run has it.
+    """
+    for task in mixture.values():
+        if task.get("decoder") == decoder:
+            return dict(task["capacities"])
+    raise ValueError(f"the run has no task with the decoder {decoder!r}: train one, or choose another --task")
+
+
+def slots(asked: Asked) -> list[str]:
+    """What fills the question."""
+    return [", ".join(asked.classes), *([", ".join(asked.keypoints)] if asked.keypoints else [])]
+
+
+def links(asked: Asked, run: Run) -> list[str]:
+    """What fills the answer: names with links."""
+    counts, token = run.model.queries, TASKS[asked.task].token
+    # A phrase is not repeated in the answer.
+    classes = [link("" if token == "grd" else name, token, counts) for name in asked.classes]
+    keypoints = [link(name, "pose", counts) for name in asked.keypoints]
+    return [", ".join(classes), *([", ".join(keypoints)] if keypoints else [])]
+
+
+def write_answer(run: Run, model: VisionLLMv2, question: str, tiles: UInt8[np.ndarray, "T S S 3"]) -> str:
+    """The model's own answer, with the queries of its links written out."""
+    answerer = Answerer(run, AnswerConfig(rows=1, tiles=len(tiles), max_new=512, max_links=1))
+    example = Example("command line", "the command line", "question", [("human", question)], [tiles])
+    (answer,) = answerer(model, [example])
+    text = answer.marked
+    for kind in LINKS:
+        text = text.replace(SPECIAL_TOKENS[kind.token], link("", kind.token, run.model.queries))
+    return text
+
+
+def answered(answer: str, asked: Asked) -> Asked:
+    """What an answer looks for: the names in front of its links.
+
+    Raises:
+      ValueError: it has no link of this task.
+    """
+    found: dict[str, list[str]] = {"pose": []}
+    for name, token in re.findall(r"([^,.:\]\[]*)\[(DET|GRD|SEG|POSE)\]", answer):
+        found.setdefault(token.lower(), []).append(name.strip())
+    classes = found.get(TASKS[asked.task].token, [])
+    if not classes:
+        raise ValueError(f"the model's answer calls no decoder for --task {asked.task}: {answer!r}")
+    if asked.task == "grd":
+        classes = [*asked.classes, *classes[1:]]
+    return dataclasses.replace(asked, classes=tuple(classes), keypoints=tuple(found["pose"]))
+
+
+def no_objects(picture: UInt8[np.ndarray, "H W 3"], asked: Asked) -> dict[str, Any]:
+    """Targets of a picture without known objects."""
+    points = len(asked.keypoints)
+    found: dict[str, Any] = {
+        "image": picture,
+        "boxes": np.zeros((0, 4), np.float32),
+        "labels": np.zeros(0, np.int64),
+        "masks": np.zeros((0, *picture.shape[:2]), bool),
+        "area": np.zeros(0, np.float32),
+    }
+    if points:
+        found["keypoints"] = np.zeros((0, points, 2), np.float32)
+        found["visibility"] = np.zeros((0, points), np.int32)
+        found["keypoint_ids"] = np.arange(points)
+    return found
+
+
+def write(
+    path: pathlib.Path, seen: Seen, picture: UInt8[np.ndarray, "H W 3"], asked: Asked, threshold: float
+) -> Sequence[str]:
+    """Writes `<path>.json` and `<path>.png` (and `<path>_classes.png` for "seg"); returns what to say."""
+    task, objects = TASKS[asked.task], seen.objects
+    if not task.masks:
+        objects = dataclasses.replace(objects, masks=None)
+    if objects.keypoints is not None:  # there is room for more than were asked for
+        objects = dataclasses.replace(objects, keypoints=objects.keypoints[:, : len(asked.keypoints)])
+    objects = objects.first(1) if task.best else objects.above(threshold)
+    kinds = list(dict.fromkeys(asked.classes))
+    ids = {name: number for number, name in enumerate(kinds, start=1)}
+    found = {
+        "image": str(path.name),
+        "size": list(picture.shape[:2]),
+        "categories": [
+            {"id": number, "name": name, "keypoints": list(asked.keypoints)} for name, number in ids.items()
+        ],
+        "annotations": results(objects, path.name, ids),
+    }
+    lines = [f"{label} {score:.3f}" for label, score in zip(objects.labels, objects.scores, strict=True)]
+    if seen.classes is not None and task.maps:
+        Image.fromarray(seen.classes.labels.astype(np.uint8)).save(f"{path}_classes.png")
+        drawn = draw_classes(picture, seen.classes)
+        share = {n: float((seen.classes.labels == i).mean()) for i, n in enumerate(seen.classes.names)}
+        lines = [f"{name} {value:.1%} of the picture" for name, value in share.items()]
+    else:
+        drawn = draw_objects(picture, objects, names=kinds, keypoints=asked.keypoints)
+    pathlib.Path(f"{path}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    drawn.save(f"{path}.png")
+    return [*lines, f"wrote {path}.json and {path}.png"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
