@@ -18,12 +18,13 @@ def get_config() -> ml_collections.ConfigDict:
     """Changes to `configs/base.py`."""
     config = base.get_config("tiny")
     with config.unlocked():
-        config.steps = 3000
+        config.steps = 3300
         config.dtype = "float32"  # CPUs have no fast bfloat16
+        config.unroll = 4
         config.model.vision.update(width=128, depth=2, mlp=384)
         config.model.vision_layer = -1
         config.model.regions.hidden = 64
-        config.model.llm.update(width=128, depth=3, heads=4, kv_heads=4, mlp=384)
+        config.model.llm.update(width=128, depth=4, heads=4, kv_heads=4, mlp=384)
 
         # All kinds of question but those on relations between things, which take longer to learn than a demo
         # may last.
