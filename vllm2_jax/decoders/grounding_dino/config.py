@@ -48,6 +48,8 @@ class GroundingDINOConfig:
       width: of cells, classes and queries; a multiple of 32, for the group norms have 32 groups.
       levels: feature maps; 3 are the backbone's strides 8, 16 and 32, the fourth has stride 64.
       queries: learned queries, which is the most objects a picture can have.
+      detections: pairs of a query and a class in an answer. The official evaluations take 100, CrowdHuman's
+        500 and interactive segmentation's 300.
       encoder_layers, encoder_heads, encoder_mlp, encoder_points: of the deformable layers over the cells;
         fusion with the classes and attention among the classes use half the heads and half the width.
       decoder_layers, decoder_heads, decoder_mlp, decoder_points: of the layers over the queries.
@@ -67,6 +69,7 @@ class GroundingDINOConfig:
     width: int = 256
     levels: int = 4
     queries: int = 900
+    detections: int = 100
     encoder_layers: int = 6
     encoder_heads: int = 8
     encoder_mlp: int = 2048
