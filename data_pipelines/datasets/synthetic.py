@@ -14,7 +14,7 @@ from data_pipelines.synthetic import generation, language, perception
 from data_pipelines.synthetic.language import Built, Settings
 from data_pipelines.synthetic.questions import QUESTIONS
 from data_pipelines.synthetic.render import Rendering, render
-from data_pipelines.synthetic.scene import LEVELS, Scene, sample
+from data_pipelines.synthetic.scene import LEVELS, Scene, is_novel, sample
 from vllm2_jax.tokens import QueryCounts
 
 TASKS = {
@@ -45,6 +45,7 @@ class SyntheticSource:
     seed: int
     split: str
     settings: Settings
+    novel: bool = False
 
     def __len__(self) -> int:
         return self.length
@@ -83,6 +84,8 @@ class SyntheticSource:
         rng = np.random.default_rng(stream)
         for _ in range(_TRIES):
             scene = sample(rng, LEVELS[self.level])
+            if self.novel and any(is_novel(thing) != (self.split == "heldout") for thing in scene.things):
+                continue
             view = render(scene, self.tiling.size)
             built = TASKS[self.task](scene, view, rng, self.settings)
             if built is not None:
@@ -111,6 +114,7 @@ def load(
     decoder_size: int = 224,
     counts: QueryCounts = QueryCounts(),  # noqa: B008 (frozen)
     form: str = "mixed",
+    novel: bool = False,
 ) -> SyntheticSource:
     """Makes the source of one task.
 
@@ -127,6 +131,8 @@ def load(
       decoder_size: shorter side of the decoder's picture, in pixels.
       counts: queries of a link; must be those of the model.
       form: "box", "mask" or "mixed": how regions are marked.
+      novel: things that are held out have pairs of kind and colour that are never in training. For levels
+        with one thing; more of them are all novel too rarely.
 
     Raises:
       DataError: an unknown task, level, split, question or form.
@@ -148,4 +154,4 @@ def load(
             )
     settings = Settings(tuple(questions), turns, decoder_size, counts, form)
     tiling = Tiling(image_mode, tile_size, max_tiles)
-    return SyntheticSource(task, level, length, tiling, seed, split, settings)
+    return SyntheticSource(task, level, length, tiling, seed, split, settings, novel)

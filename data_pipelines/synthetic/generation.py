@@ -22,7 +22,9 @@ def generate(scene: Scene, view: Rendering, rng: np.random.Generator, settings: 
     words = caption(scene)
     image = render(scene, settings.decoder_size).image
     turns = _turns("t2i", "gen", words, rng, settings)
-    return Built(turns, targets={"stable_diffusion": {"image": image, "caption": words}}, picture=False)
+    targets = {"stable_diffusion": {"image": image, "caption": words}}
+    things = [(thing.kind, thing.colour) for thing in scene.things]
+    return Built(turns, targets=targets, meta={"things": things, "caption": words}, picture=False)
 
 
 def edit(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Settings) -> Built | None:

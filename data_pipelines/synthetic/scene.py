@@ -83,6 +83,7 @@ class Level:
     Attributes:
       shapes, people, signs: how many of each.
       distinct: no two shapes share a colour or a kind, so that either names one.
+      sizes: which sizes there are.
       grid: things sit near the centres of a 2 x 2 grid (at most four of them) instead of anywhere.
       overlap: how far two things may overlap, as a share of the sum of their radii.
       aspects: the shapes of picture to choose from, width divided by height.
@@ -92,12 +93,14 @@ class Level:
     people: tuple[int, int] = (0, 0)
     signs: tuple[int, int] = (0, 0)
     distinct: bool = True
+    sizes: tuple[str, ...] = ("small", "large")
     grid: bool = False
     overlap: float = 0.0
     aspects: tuple[float, ...] = (1.0,)
 
 
 LEVELS = {
+    "one": Level(shapes=(1, 1), sizes=("large",), grid=True),
     "easy": Level(grid=True),
     "medium": Level(shapes=(1, 4)),
     "full": Level((1, 5), (0, 2), (0, 1), distinct=False, overlap=0.3, aspects=(0.75, 1.0, 1.5)),
@@ -110,7 +113,7 @@ def sample(rng: np.random.Generator, level: Level) -> Scene:
     aspect = float(rng.choice(level.aspects))
     kinds = _kinds(rng, level)
     colours = rng.choice(list(COLOURS), len(kinds), replace=not level.distinct)
-    sizes = rng.choice(["small", "large"], len(kinds))
+    sizes = rng.choice(level.sizes, len(kinds))
     cells = [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)]
     rng.shuffle(cells)
 
@@ -131,6 +134,14 @@ def sample(rng: np.random.Generator, level: Level) -> Scene:
             things += [placed] if placed else []
     top, bottom = rng.integers(len(BACKGROUNDS), size=2)
     return Scene(tuple(things), (BACKGROUNDS[top], BACKGROUNDS[bottom]), aspect)
+
+
+def is_novel(thing: Thing) -> bool:
+    """Whether its kind and colour are one of the pairs (every fourth) that can be kept out of training.
+
+    Every kind and every colour is in both parts.
+    """
+    return (KINDS.index(thing.kind) + list(COLOURS).index(thing.colour)) % 4 == 0
 
 
 def place(

@@ -298,3 +298,13 @@ def test_unknown_options(options, message):
 def test_a_level_that_cannot_serve_the_task():
     with pytest.raises(DataError, match=r"no scene of level 'easy' suits the task 'pose'.*Remedy"):
         load(task="pose", tile_size=14, level="easy")[0]
+
+
+def test_pairs_that_are_held_out_are_never_in_training():
+    pairs = {}
+    for split in ("train", "heldout"):
+        source = load(task="t2i", tile_size=16, level="one", split=split, novel=True, decoder_size=16)
+        pairs[split] = {pair for i in range(300) for pair in source[i].meta["things"]}
+    assert not pairs["train"] & pairs["heldout"]
+    for part in (0, 1):  # every kind and every colour is in both
+        assert {pair[part] for pair in pairs["train"]} == {pair[part] for pair in pairs["heldout"]}

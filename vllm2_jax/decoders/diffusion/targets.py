@@ -78,11 +78,12 @@ def read_targets(arrays: Mapping[str, Any], *, edits: bool) -> Targets:
 
 
 def read_request(arrays: "Mapping[str, Any] | Request", rows: int) -> Request:
-    """A request out of what the collator made: rows are seeded by their number."""
+    """A request out of what the collator made; rows without a "seed" are seeded by their number."""
     if isinstance(arrays, Request):
         return arrays
     picture = arrays.get("input")
-    return Request(seed=jnp.arange(rows), input=None if picture is None else jnp.asarray(picture))
+    seed = jnp.asarray(arrays.get("seed", jnp.arange(rows)))
+    return Request(seed=seed, input=None if picture is None else jnp.asarray(picture))
 
 
 def example(rows: int, config: PainterConfig, *, edits: bool) -> dict[str, jax.ShapeDtypeStruct]:
