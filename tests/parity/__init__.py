@@ -54,6 +54,7 @@ COMPONENTS: dict[str, dict[str, Callable[[pathlib.Path], Iterator[Case]]]] = {
             "backbone",
             "keypoints",
             "links",
+            "encoder",
             "layers",
             "inference",
             "criterion",

@@ -3,7 +3,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +52,8 @@ def config(folder: pathlib.Path) -> CriterionConfig:
     )
 
 
-def cases(folder: pathlib.Path) -> Iterator[Case]:
-    for suffix in ("_small", ""):
+def cases(folder: pathlib.Path, suffixes: Sequence[str] = ("_small", "")) -> Iterator[Case]:
+    for suffix in suffixes:
         for name, got, want in _one(folder, suffix):
             yield f"unipose criterion{suffix} {name}", got, want
 

@@ -3,19 +3,18 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
 from tests.parity import Case, goldens, unipose_inputs
-from tests.parity.unipose_model import build, config, logits
+from tests.parity.unipose_model import build, config, forward, inputs, logits
 from vllm2_jax.decoders.unipose.model import UniPose
-from vllm2_jax.decoders.unipose.targets import read_picture
 
 
-def cases(folder: pathlib.Path) -> Iterator[Case]:
-    for suffix in ("_small", ""):
+def cases(folder: pathlib.Path, suffixes: Sequence[str] = ("_small", "")) -> Iterator[Case]:
+    for suffix in suffixes:
         yield from _one(folder, f"infer{suffix}", build(folder, config(folder, suffix)))
     if (folder / "infer_maskfix_small.npz").exists():
         model = build(folder, config(folder, "_small"))
@@ -26,10 +25,9 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
 
 def _one(folder: pathlib.Path, name: str, model: UniPose) -> Iterator[Case]:
     pictures = unipose_inputs.samples(folder)
-    classes, points = unipose_inputs.places(pictures)
-    links, arrays = unipose_inputs.links(folder, (classes, points)), unipose_inputs.targets(folder, pictures)
-    run = jax.jit(lambda model, links, arrays: model.forward(links, read_picture(arrays)))
-    found, want = run(model, links, arrays).figures, goldens.arrays(folder, name)
+    points = unipose_inputs.places(pictures)[1]
+    found = jax.jit(forward)(model, *inputs(folder, pictures)).figures
+    want = goldens.arrays(folder, name)
     yield from logits(f"{name} classes", np.asarray(found.logits[-1]), want["pred_logits"])
     yield f"{name} boxes", np.asarray(found.boxes[-1]), want["pred_boxes"]
     keypoints = want["pred_keypoints"]

@@ -1,122 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every block of the pose decoder on the official inputs: backbone, encoder, selection, both kinds of layers.
-
-Classes and keypoints have all the places that the official code gives them here.
-"""
+"""Box layers and keypoint layers of the pose decoder one by one, on the official outputs of the encoder."""
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity import Case, goldens, unipose_inputs
-from tests.parity.unipose_model import build, config, maps
-from vllm2_jax.decoders.grounding_dino.classes import class_logits, positions, visible
-from vllm2_jax.decoders.grounding_dino.pyramid import Pyramid
+from tests.parity import Case, goldens
+from tests.parity.unipose_inputs import BODY_POINTS
+from tests.parity.unipose_model import build, config
+from vllm2_jax.decoders.grounding_dino.classes import class_logits
 from vllm2_jax.decoders.unipose.keypoint_decoder import choose, expand, move
 from vllm2_jax.decoders.unipose.layer import Crowd
-from vllm2_jax.decoders.unipose.model import UniPose, split
+from vllm2_jax.decoders.unipose.model import UniPose
 from vllm2_jax.decoders.unipose.sight import Sight, of_figures
-from vllm2_jax.nn.sine import sine, sine_boxes
+from vllm2_jax.nn.sine import sine_boxes
 from vllm2_jax.nn.stack import unstack
-from vllm2_jax.ops import levels
-
-BODY_POINTS = unipose_inputs.BODY_POINTS
 
 
-def cases(folder: pathlib.Path) -> Iterator[Case]:
-    slots = goldens.config(folder)["padded_queries_to"]
-    links = unipose_inputs.links(folder, (slots, BODY_POINTS))
-    classes, keypoints = split(links, BODY_POINTS)
-    model = build(folder, config(folder, ""))
-    pyramid = yield from _pyramid(folder, model)
-    text, points = model.class_encoder(classes), model.keypoint_encoder(keypoints)
-    points = jnp.where(keypoints.valid[..., None], points, 0)
-    data = goldens.arrays(folder, "encoder")
-    yield "classes", np.asarray(text), data["text.obj_projected"]
-    yield "keypoints", np.asarray(points), data["kpt_embed"]
-    yield from _encoder(model, pyramid, text, classes.valid, data)
-    scene = Crowd(
-        jnp.asarray(data["enc_out.memory"]),
-        jnp.asarray(data["enc_out.memory_text"]),
-        pyramid.valid,
-        classes.valid,
-        pyramid.ratios,
-        mask=None,
-        shapes=pyramid.shapes,
-        sight=Sight(None, None),
-    )
-    yield from _selection(folder, model, scene, pyramid)
-    yield from _boxes(folder, model, scene)
-    for suffix in ("_small", ""):
-        other = build(folder, config(folder, suffix))
-        for name, got, want in _keypoints(folder, suffix, other, scene, points, keypoints.valid):
+def cases(folder: pathlib.Path, suffixes: Sequence[str] = ("_small", "")) -> Iterator[Case]:
+    scene = _scene(folder)
+    yield from _boxes(folder, build(folder, config(folder, "")), scene)
+    for suffix in suffixes:
+        for name, got, want in _keypoints(folder, suffix, build(folder, config(folder, suffix)), scene):
             yield f"{name}{suffix}", got, want
 
 
-def _pyramid(folder: pathlib.Path, model: UniPose) -> Iterator[Case]:
-    """From the backbone's maps, which have a part of their own, to the encoder's input."""
-    data, inputs = goldens.arrays(folder, "backbone"), goldens.arrays(folder, "inputs")
-    stages = len(model.config.backbone.stages)
-    features = tuple(jnp.asarray(maps(data[f"backbone.feat{i}"])) for i in range(stages))
-    pyramid = model.levels(features, jnp.asarray(~inputs["mask"]))
-    for i, level in enumerate(model.levels.maps(features)):
-        yield f"level {i}", np.asarray(level), maps(data[f"input_proj.{i}"])
-    want = goldens.arrays(folder, "encoder")
-    yield "cells", np.asarray(pyramid.cells), want["enc_in.src"]
-    yield "positions", np.asarray(pyramid.positions), want["enc_in.pos"]
-    yield "cells in the picture", np.asarray(pyramid.valid), ~want["enc_in.key_padding_mask"]
-    yield "shapes", np.array(pyramid.shapes), want["enc_in.spatial_shapes"]
-    starts = np.cumsum([0] + [h * w for h, w in pyramid.shapes[:-1]])
-    yield "starts of the levels", starts, want["enc_in.level_start_index"]
-    yield "share of the levels", np.asarray(pyramid.ratios), want["enc_in.valid_ratios"]
-    return pyramid
-
-
-def _encoder(
-    model: UniPose, pyramid: Pyramid, text: jax.Array, valid: jax.Array, data: dict[str, np.ndarray]
-) -> Iterator[Case]:
-    yield "classes seen", np.asarray(visible(valid)), data["enc_in.text_self_attention_masks"]
-    yield "places of classes", np.asarray(positions(valid)), data["enc_in.position_ids"]
-    yield "free places of classes", np.asarray(~valid), data["enc_in.text_attention_mask"]
-    layer = unstack(model.encoder.layers)[0]
-    cells, classes = layer.fusion(pyramid.cells, text, pyramid.valid, valid)
-    yield "fusion, cells", np.asarray(cells), data["enc.fusion0.v"]
-    yield "fusion, classes", np.asarray(classes), data["enc.fusion0.l"]
-    places = sine(positions(valid), text.shape[-1])
-    classes = layer.classes(jnp.asarray(data["enc.fusion0.l"]), places, visible(valid))
-    yield "class layer", np.asarray(classes), data["enc.text0"]
-    cells = layer.cells(jnp.asarray(data["enc.fusion0.v"]), pyramid)
-    yield "cell layer", np.asarray(cells), data["enc.layer0"]
-    cells, classes = jax.jit(lambda model, *x: model.encoder(*x))(model, pyramid, text, valid)
-    yield "encoder, cells", np.asarray(cells), data["enc_out.memory"]
-    yield "encoder, classes", np.asarray(classes), data["enc_out.memory_text"]
-
-
-def _selection(folder: pathlib.Path, model: UniPose, scene: Crowd, pyramid: Pyramid) -> Iterator[Case]:
-    data = goldens.arrays(folder, "two_stage")
-    anchors, usable = levels.proposals(pyramid.masks)
-    want = data["two_stage.proposals_unsig"]
-    yield "usable cells", np.asarray(usable), np.isfinite(want).all(-1)
-    yield "proposals", _zero_inf(anchors), _zero_inf(want)
-    memory = model.selection.memory(scene.cells, usable)
-    yield "cells that are scored", np.asarray(memory), data["two_stage.output_memory"]
-    scores = class_logits(memory, scene.classes, scene.valid_classes).max(-1)
-    yield "scores of cells", np.asarray(scores), data["two_stage.topk_logits_in"]
-    chosen = model.selection(scene.cells, scene.classes, pyramid, scene.valid_classes)
-    # Ties of rejected cells cross the cut: what is gathered is equal, the numbers of the cells are not.
-    yield "best scores", np.asarray(chosen.logits.max(-1)), data["two_stage.topk_values"]
-    features = np.take_along_axis(np.asarray(memory), np.asarray(chosen.index)[..., None], 1)
-    yield "best cells", features, data["two_stage.hs_enc"]
-    yield "first boxes", np.asarray(chosen.boxes), data["two_stage.ref_enc"]
-    references = jax.nn.sigmoid(jnp.asarray(data["two_stage.dec_ref_unsig"]))
-    yield "first references", np.asarray(chosen.boxes), np.asarray(references)
-    tied = np.take_along_axis(np.asarray(anchors), np.asarray(chosen.index)[..., None], 1)
-    yield "boxes of the best cells", np.asarray(jax.nn.sigmoid(tied)), data["two_stage.init_box_proposal"]
-    yield "queries", np.asarray(model.queries[...]), data["two_stage.dec_tgt"][0]
+def _scene(folder: pathlib.Path) -> Crowd:
+    """What queries look at."""
+    data, used = goldens.arrays(folder, "encoder"), goldens.arrays(folder, "inputs")["obj_query_masks"]
+    return Crowd(
+        jnp.asarray(data["enc_out.memory"]),
+        jnp.asarray(data["enc_out.memory_text"]),
+        jnp.asarray(~data["enc_in.key_padding_mask"]),
+        jnp.asarray(used),
+        jnp.asarray(data["enc_in.valid_ratios"]),
+        mask=None,
+        shapes=tuple((int(h), int(w)) for h, w in data["enc_in.spatial_shapes"]),
+        sight=Sight(None, None),
+    )
 
 
 def _boxes(folder: pathlib.Path, model: UniPose, scene: Crowd) -> Iterator[Case]:
@@ -144,9 +69,9 @@ def _boxes(folder: pathlib.Path, model: UniPose, scene: Crowd) -> Iterator[Case]
     yield "best boxes", np.asarray(index), data["select.index"]
 
 
-def _keypoints(
-    folder: pathlib.Path, suffix: str, model: UniPose, scene: Crowd, points: jax.Array, asked: jax.Array
-) -> Iterator[Case]:
+def _keypoints(folder: pathlib.Path, suffix: str, model: UniPose, scene: Crowd) -> Iterator[Case]:
+    points = jnp.asarray(goldens.arrays(folder, "encoder")["kpt_embed"])
+    asked = jnp.asarray(goldens.arrays(folder, "inputs")["kpt_query_masks"][:, :BODY_POINTS])
     data, decoder = goldens.arrays(folder, f"keypoint_decoder{suffix}"), model.decoder
     before = goldens.arrays(folder, "box_decoder")
     x = jnp.asarray(before[f"dec{decoder.box_layers - 1}.out"])
@@ -179,7 +104,3 @@ def _keypoints(
         ):
             yield f"keypoint layer {i} {name}", np.asarray(got[:, tokens]), data[f"dec{i}.{name}"]
         yield f"keypoint layer {i} moved", np.asarray(references[:, tokens]), data[f"ref{i + 1}"]
-
-
-def _zero_inf(x: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(x), x, 0).astype(np.float32)

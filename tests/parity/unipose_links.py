@@ -5,6 +5,7 @@ import json
 import pathlib
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,7 +21,7 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
     ids = json.loads(str(data["ids_note"]))
     counts = QueryCounts(perception=ids["num_embs"], generation=1)
     places = [int(data[f"{kind}_query_masks"].shape[1]) for kind in ("obj", "kpt")]
-    rows = _rows(data, ids, counts, places)
+    rows = jax.tree.map(jnp.asarray, _rows(data, ids, counts, places))
     width = data["token_table"].shape[1]
     table = np.zeros((counts.total, width), np.float32)
     for bank in ("det", "pose"):

@@ -4,7 +4,6 @@
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from flax import nnx
 
 from tests.parity import Case, goldens, unipose_criterion, unipose_inputs
 from tests.parity.unipose_inputs import Sample
-from tests.parity.unipose_model import build, config, logits
+from tests.parity.unipose_model import build, config, forward, inputs, logits
 from vllm2_jax.batch import Links, mean
 from vllm2_jax.convert import unipose as convert
 from vllm2_jax.convert.rules import export
@@ -23,74 +22,71 @@ from vllm2_jax.decoders.unipose.criterion import Criterion
 from vllm2_jax.decoders.unipose.model import UniPose, pad, split
 from vllm2_jax.decoders.unipose.outputs import Outputs
 from vllm2_jax.decoders.unipose.sight import Sight, of_figures
-from vllm2_jax.decoders.unipose.targets import read_picture, read_truth
+from vllm2_jax.decoders.unipose.targets import read_truth
 from vllm2_jax.ops.keypoints import SIGMAS
 
 # A gradient that is 0 but for rounding: biases before a norm of one channel a group, keys before a softmax.
 NOTHING = 1e-3
 
-Found = tuple[jax.Array, dict[str, Any], Outputs]
-
 
 def cases(folder: pathlib.Path) -> Iterator[Case]:
     for suffix in ("_small", ""):
-        for name, got, want in _one(folder, suffix):
-            yield f"train{suffix} {name}", got, want
+        yield from training(folder, suffix)
     yield from _edges(folder)
 
 
-def _one(folder: pathlib.Path, suffix: str) -> Iterator[Case]:
+def training(folder: pathlib.Path, suffix: str, *, gradients: bool = True) -> Iterator[Case]:
+    """One run of the official model in training."""
+    for name, got, want in _training(folder, suffix, gradients):
+        yield f"train{suffix} {name}", got, want
+
+
+def _training(folder: pathlib.Path, suffix: str, gradients: bool) -> Iterator[Case]:
     pictures, model = unipose_inputs.samples(folder), build(folder, config(folder, suffix))
     data = goldens.arrays(folder, f"dn{suffix}")
-    links = unipose_inputs.links(folder, unipose_inputs.places(pictures))
+    links, arrays, features = inputs(folder, pictures)
     recorded = {key[5:]: value for key, value in data.items() if key.startswith("draw.")}
-    layout, draws = _draws(model, folder, pictures, recorded)
-    yield from _noise(folder, pictures, model, links, layout, draws, data)
+    layout, draws = _draws(model, arrays, pictures, recorded)
+    yield from _noise(pictures, model, links, arrays, layout, draws, data)
 
-    (total, (terms, outputs)), gradient = jax.jit(
-        jax.value_and_grad(_total, argnums=(0, 1), has_aux=True), static_argnums=3
-    )(nnx.state(model), links.states, (links.valid, _arrays(folder, pictures), draws), nnx.graphdef(model))
+    rest = (links.valid, arrays, features, draws)
+    run = jax.value_and_grad(_total, argnums=(0, 1), has_aux=True) if gradients else _total
+    found = jax.jit(run, static_argnums=3)(nnx.state(model), links.states, rest, nnx.graphdef(model))
+    (total, (terms, outputs)), gradient = found if gradients else (found, None)
     yield from _outputs(folder, suffix, pictures, outputs)
-    yield from unipose_criterion.losses(json.loads((folder / f"losses{suffix}.json").read_text()), terms)
-    yield (
-        "total",
-        np.asarray(total),
-        np.float32(json.loads((folder / f"losses{suffix}.json").read_text())["total"]),
-    )
-    yield from _gradients(folder, suffix, model, *gradient)
+    official = json.loads((folder / f"losses{suffix}.json").read_text())
+    yield from unipose_criterion.losses(official, terms)
+    yield "total", np.asarray(total), np.float32(official["total"])
+    if gradient is not None:
+        yield from _gradients(folder, suffix, model, *gradient)
 
 
 def _total(state: nnx.State, states: jax.Array, rest: tuple, graph: nnx.GraphDef) -> tuple[jax.Array, tuple]:
-    valid, arrays, draws = rest
-    model = nnx.merge(graph, state)
-    picture, truth = read_picture(arrays), read_truth(arrays)
-    outputs = model.forward(Links(states, valid), picture, truth=truth, draws=draws)
-    terms = Criterion(model.config.criterion, truth, jnp.asarray(SIGMAS)[picture.keypoint_ids])(outputs)
+    valid, arrays, features, draws = rest
+    model, truth = nnx.merge(graph, state), read_truth(arrays)
+    outputs = forward(model, Links(states, valid), arrays, features, truth, draws)
+    sigmas = jnp.asarray(SIGMAS)[arrays["keypoint_ids"]]
+    terms = Criterion(model.config.criterion, truth, sigmas)(outputs)
     return sum(mean(value) for value in terms.values()), (terms, outputs)
 
 
-def _arrays(folder: pathlib.Path, pictures: list[Sample]) -> dict[str, jnp.ndarray]:
-    return unipose_inputs.targets(folder, pictures)
-
-
 def _draws(
-    model: UniPose, folder: pathlib.Path, pictures: list[Sample], recorded: dict[str, np.ndarray]
+    model: UniPose, arrays: dict[str, jax.Array], pictures: list[Sample], recorded: dict[str, np.ndarray]
 ) -> tuple[Layout, Draws]:
-    layout = denoising.lay_out(read_truth(_arrays(folder, pictures)), model.config)
+    layout = denoising.lay_out(read_truth(arrays), model.config)
     return layout, unipose_inputs.draws(recorded, pictures, layout)
 
 
 def _noise(
-    folder: pathlib.Path,
     pictures: list[Sample],
     model: UniPose,
     links: Links,
+    arrays: dict[str, jax.Array],
     layout: Layout,
     draws: Draws,
     data: dict[str, np.ndarray],
 ) -> Iterator[Case]:
     """Denoising queries, and who sees whom with them in front."""
-    arrays = _arrays(folder, pictures)
     classes, keypoints = split(links, arrays["keypoint_ids"].shape[1])
     text = model.class_encoder(pad(classes, classes.valid.shape[1] + 1))
     noise = denoising.disturb(layout, draws, read_truth(arrays), text, model.config)
@@ -100,12 +96,6 @@ def _noise(
     yield "denoising content", np.asarray(noise.content[:, :count]), data["query_label"]
     boxes = 1 / (1 + np.exp(-data["query_bbox_unsig"].astype(np.float64)))
     yield "denoising boxes", np.asarray(noise.boxes[:, :count]), boxes.astype(np.float32)
-    yield (
-        "labels",
-        np.concatenate([picture.labels for picture in pictures]),
-        goldens.arrays(folder, "train_outputs")["class_index"],
-    )
-
     queries, instances = model.config.queries, model.config.instances
     in_boxes = _dense(Sight(sees(layout, queries), None), len(pictures), queries, count)
     packed = data["attn_mask.packed"]
@@ -131,6 +121,7 @@ def _dense(sight: Sight, rows: int, others: int, count: int) -> np.ndarray:
 
 def _outputs(folder: pathlib.Path, suffix: str, pictures: list[Sample], got: Outputs) -> Iterator[Case]:
     data = goldens.arrays(folder, f"train_outputs{suffix}")
+    yield "labels", np.concatenate([picture.labels for picture in pictures]), data["class_index"]
     last = len(got.boxes.logits) + len(got.figures.logits) - 1
     for i in range(last + 1):
         name = "main" if i == last else f"aux{i}"
@@ -193,14 +184,15 @@ def _edges(folder: pathlib.Path) -> Iterator[Case]:
         "first_empty": [first.without_objects(), *others],
         "all_empty": [picture.without_objects() for picture in pictures],
     }
-    links = unipose_inputs.links(folder, unipose_inputs.places(pictures))
+    links, arrays, features = inputs(folder, pictures)
     run = jax.jit(_total, static_argnums=3)
     for name, some in empty.items():
         found = {key.split(".")[1] + key[0]: np.array(x) for key, x in official[name]["draws"].items()}
         names = {"rand0": "label_p", "randint1": "new_label", "randint2": "box_sign01", "rand3": "box_part"}
         recorded = {names[key]: value for key, value in found.items()}
-        _, draws = _draws(model, folder, some, recorded)
-        rest = (links.valid, _arrays(folder, some), draws)
+        these = unipose_inputs.targets(folder, some)
+        _, draws = _draws(model, these, some, recorded)
+        rest = (links.valid, these, features, draws)
         total, (terms, _) = run(nnx.state(model), links.states, rest, nnx.graphdef(model))
         weights = json.loads((folder / "losses_small.json").read_text())["weights"]
         for case, got, want in unipose_criterion.losses(official[name] | {"weights": weights}, terms):
@@ -212,8 +204,7 @@ def _edges(folder: pathlib.Path) -> Iterator[Case]:
     # The official code gives NaN for this row and, through a maximum over all rows, for its neighbours.
     nothing = links.replace(valid=links.valid.at[0, : unipose_inputs.places(pictures)[0]].set(False))
     right = build(folder, config(folder, "_small", faithful=False))
-    predict = jax.jit(lambda model, links, arrays: model.forward(links, read_picture(arrays)))
-    boxes = np.asarray(predict(right, nothing, _arrays(folder, pictures)).figures.boxes[-1])
+    boxes = np.asarray(jax.jit(forward)(right, nothing, arrays, features).figures.boxes[-1])
     spoilt = official["sample_without_object_query"]
     yield "all rows were spoilt", np.array([spoilt[f"nan_in_sample{b}"] for b in (0, 1)]), np.ones(2, bool)
     yield "no row without classes spoils any", np.isnan(boxes).any((1, 2)), np.zeros(len(pictures), bool)

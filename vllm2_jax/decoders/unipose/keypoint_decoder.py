@@ -21,7 +21,8 @@ def choose(
 ) -> tuple[Float[Array, "B G"], Int[Array, "B G"]]:
     """The best matching queries by their best class, best first, from queries before the norm."""
     logits = class_logits(x[:, scene.sight.slots :], scene.classes, scene.valid_classes)
-    return jax.lax.top_k(logits.max(-1), decoder.instances)
+    scores, index = jax.lax.top_k(logits.max(-1), decoder.instances)
+    return scores, index
 
 
 def expand(

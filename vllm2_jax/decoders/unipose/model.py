@@ -114,8 +114,30 @@ class UniPose(nnx.Module):
         Raises:
           ValueError: no room for a class or for a keypoint, or for more keypoints than there can be.
         """
-        drop = keys(key, 3)
-        wanted = picture.keypoint_ids.shape[1]
+        backbone, rest = keys(key, 2)
+        pixels, inside = frame(picture.image, picture.size, self.dtype)
+        features = self.backbone(constrain(pixels, "batch", None, None, None), key=backbone)
+        keypoints = picture.keypoint_ids.shape[1]
+        return self.look(links, keypoints, features, inside, truth=truth, draws=draws, key=rest)
+
+    def look(
+        self,
+        links: Links,
+        wanted: int,
+        features: tuple[Float[Array, "B _h _w _c"], ...],
+        inside: Bool[Array, "B H W"],
+        *,
+        truth: Truth | None = None,
+        draws: Draws | None = None,
+        key: jax.Array | None = None,
+    ) -> Outputs:
+        """`forward` from the backbone's maps.
+
+        Args:
+          wanted: how many of the links are keypoints.
+          features: maps of the backbone.
+          inside: pixels of the picture.
+        """
         classes, keypoints = split(links, wanted)
         if self.config.faithful:
             keypoints = pad(keypoints, KEYPOINTS)  # free places are seen
@@ -123,17 +145,16 @@ class UniPose(nnx.Module):
         text = self.class_encoder(pad(classes, classes.valid.shape[1] + 1))
         points = jnp.where(keypoints.valid[..., None], self.keypoint_encoder(keypoints), 0)
 
-        pixels, inside = frame(picture.image, picture.size, self.dtype)
-        features = self.backbone(constrain(pixels, "batch", None, None, None), key=drop[0])
+        drop = keys(key, 2)
         pyramid = self.levels(features, inside)
-        cells, classes_seen = self.encoder(pyramid, text[:, :-1], classes.valid, drop[1])
+        cells, classes_seen = self.encoder(pyramid, text[:, :-1], classes.valid, drop[0])
         chosen = self.selection(cells, classes_seen, pyramid, classes.valid)
 
         noise = None
         if truth is not None and self.config.criterion.denoising:
             layout = denoising.lay_out(truth, self.config)
-            if draws is None and drop[2] is not None:
-                draws = denoising.draw(drop[2], layout, self.config)
+            if draws is None and drop[1] is not None:
+                draws = denoising.draw(drop[1], layout, self.config)
             if draws is None:
                 raise ValueError("denoising is random: give a key or what was drawn")
             noise = denoising.disturb(layout, draws, truth, text, self.config)
