@@ -52,11 +52,23 @@ def attention(
         if mask is not None:
             raise ValueError("splash attention takes no explicit mask; use impl='xla' to decode")
         return splash(q, k, v, causal=causal, segments=segments)
-    out = [
-        _attend(q[:, start:stop], k[:, :seen], v[:, :seen], _mask(start, stop, seen, causal, segments, mask))
-        for start, stop, seen in _bands(q.shape[1], k.shape[1], causal)
+    rows, queries, heads, width = q.shape
+    # Heads move to the front, once for all bands. Products then come out as the softmax wants them, where an
+    # output in another order would transpose the scores, the largest array there is. The queries are scaled
+    # and the sums divided, not the scores: two passes over T x S less.
+    q = (q * width**-0.5).astype(q.dtype).reshape(rows, queries, k.shape[2], -1, width)
+    q, k, v = q.transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2)
+    bands = [
+        _attend(
+            q[:, :, :, start:stop],
+            k[:, :, :seen],
+            v[:, :, :seen],
+            _mask(start, stop, seen, causal, segments, mask),
+        )
+        for start, stop, seen in _bands(queries, k.shape[2], causal)
     ]
-    return checkpoint_name(jnp.concatenate(out, axis=1), "attention_out")
+    out = jnp.concatenate(bands, axis=3).transpose(0, 3, 1, 2, 4).reshape(rows, queries, heads, width)
+    return checkpoint_name(out, "attention_out")
 
 
 def _bands(queries: int, keys: int, causal: bool) -> list[tuple[int, int, int]]:
@@ -83,25 +95,19 @@ def _mask(start, stop, seen, causal, segments, mask) -> Bool[Array, "#B t s"] | 
 
 
 def _attend(
-    q: Float[Array, "B T H D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
-    mask: Bool[Array, "#B T S"] | None,
-) -> Float[Array, "B T H D"]:
-    """One band. The queries are scaled and the sums divided, not the scores: two passes over T x S less.
-
-    Heads move to the front first. Products then come out as the softmax wants them, where an output in
-    another order would transpose the scores, the largest array there is.
-    """
-    q_scaled = (q * q.shape[-1] ** -0.5).astype(q.dtype)
-    grouped = q_scaled.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1]).transpose(0, 2, 3, 1, 4)
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    scores = jnp.einsum("bkgtd,bksd->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    q: Float[Array, "B K G t D"],
+    k: Float[Array, "B K s D"],
+    v: Float[Array, "B K s D"],
+    mask: Bool[Array, "#B t s"] | None,
+) -> Float[Array, "B K G t D"]:
+    """One band of scaled queries; the G query heads of one key head stand below each other as one matrix."""
+    groups = q.shape[2]
+    stacked = q.reshape(*q.shape[:2], -1, q.shape[-1])
+    scores = jnp.einsum("bktd,bksd->bkts", stacked, k, preferred_element_type=jnp.float32)
     if mask is not None:
         # Finite, so that a query that may look nowhere weighs all values alike.
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(jnp.tile(mask, (1, groups, 1))[:, None], scores, jnp.finfo(jnp.float32).min)
     # The softmax is the same for any shift, so the shift needs no gradient.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    out = jnp.einsum("bkgts,bksd->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    out = jnp.einsum("bkts,bksd->bktd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype).reshape(q.shape)
