@@ -8,30 +8,24 @@ so nothing has to be generated.
 import collections
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
-from data_pipelines.collate import TaskShape, blank_row, collate, make_row
+from data_pipelines.collate import TaskShape
 from data_pipelines.example import Example
 from launch.build import Run
+from launch.rows import Examples, host_batches
 from launch.truth import keypoint_ids, picture_size
+from vllm2_jax.batch import TaskRows
 from vllm2_jax.evals import postprocess
 from vllm2_jax.evals.objects import Detections, encode
 from vllm2_jax.evals.pose import number
 from vllm2_jax.evals.semantic import LabelMap
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.nn.axes import axis_rules
-from vllm2_jax.sharding.partition import batch_sharding, global_batch, host_share, local_rows
-
-
-class Examples(Protocol):
-    """Random access to examples, which may be read from files one by one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Example: ...
+from vllm2_jax.sharding.partition import batch_sharding, global_batch, local_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +54,16 @@ class Perceiver:
       dropped: links and targets that found no room, over the examples that this process saw last.
     """
 
-    def __init__(self, run: Run, shape: TaskShape, rows: int):
-        """`shape` gives the decoder and the capacities, `rows` how many pictures a host runs at once."""
+    def __init__(self, run: Run, shape: TaskShape, rows: int, *, masks: bool = True, classes: bool = False):
+        """The parts of an answer that are not wanted are not computed.
+
+        Args:
+          run: model, tokenizer and mesh.
+          shape: the decoder and the capacities.
+          rows: how many pictures a host runs at once.
+          masks: of the objects.
+          classes: of every pixel.
+        """
         if shape.decoder is None:
             raise ValueError("this task has no decoder; its answers are words")
         decoder = shape.decoder
@@ -69,10 +71,13 @@ class Perceiver:
         self.shape = dataclasses.replace(shape, rows=1, strict=False)
         self.spec = dataclasses.replace(run.spec, truncate=False, strict=False)
         self.dropped: collections.Counter[str] = collections.Counter()
-        self._predict = jax.jit(
-            lambda model, rows: model.predict(rows, decoder),
-            out_shardings=batch_sharding(run.mesh, run.strategy.rules),
-        )
+        unwanted = {"masks": not masks, "classes": not classes}
+
+        def predict(model: VisionLLMv2, rows: TaskRows) -> dict[str, jax.Array]:
+            found = vars(model.predict(rows, decoder))
+            return {name: value for name, value in found.items() if not unwanted.get(name)}
+
+        self._predict = jax.jit(predict, out_shardings=batch_sharding(run.mesh, run.strategy.rules))
 
     def __call__(self, model: VisionLLMv2, examples: Examples) -> Iterator[Seen]:
         """What the decoder makes of this process' share of the examples; every process passes the same ones.
@@ -80,22 +85,15 @@ class Perceiver:
         Raises:
           DataError: a record that is wrong or too long; names file and record.
         """
-        part, parts = host_share(self.run.mesh, self.run.strategy.rules)
         self.dropped.clear()
-        count = self.rows * parts
-        blank = blank_row(self.run.tokenizer, self.spec, self.shape)
-        for start in range(0, len(examples), count):
-            first = start + part * self.rows
-            mine = [(i, examples[i]) for i in range(first, min(first + self.rows, len(examples)))]
-            rows = [make_row(example, self.run.tokenizer, self.spec, self.shape) for _, example in mine]
-            batch, counters = collate([*rows, *[blank] * (self.rows - len(rows))], self.spec, self.shape)
+        for mine, batch, counters in host_batches(self.run, self.spec, self.shape, self.rows, examples):
             self.dropped.update(counters)
             with jax.set_mesh(self.run.mesh), axis_rules(self.run.strategy.activation_rules):
                 placed = global_batch(self.run.mesh, self.run.strategy.rules, batch)
                 found = jax.tree.map(local_rows, self._predict(model, placed))
             sizes = batch.targets[self.decoder]["size"][:, 0].tolist()
             for row, (i, example) in enumerate(mine):
-                one = {name: value[row] for name, value in vars(found).items() if value is not None}
+                one = {name: value[row] for name, value in found.items()}
                 yield read(one, i, example, self.decoder, (sizes[row][0], sizes[row][1]))
 
 

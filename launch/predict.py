@@ -59,7 +59,7 @@ TASKS: dict[str, Task] = {
     "det": Task("det", "det"),
     "ins": Task("det", "det", masks=True),
     "grd": Task("grd", "grd", masks=True, best=True),
-    "seg": Task("seg", "seg", masks=True, maps=True),
+    "seg": Task("seg", "seg", maps=True),
     "pose": Task("det", "pose", decoder="unipose"),
 }
 
@@ -194,7 +194,8 @@ def predict(
     roomy = dataclasses.replace(run.spec, length=1 << 20)
     columns = len(columns_of(example, run.tokenizer, roomy, [len(tiles)]).ids)
     run = dataclasses.replace(run, spec=dataclasses.replace(run.spec, length=-(-columns // 64) * 64))
-    (seen,) = Perceiver(run, shape, rows=1)(model, [example])
+    perceiver = Perceiver(run, shape, rows=1, masks=task.masks, classes=task.maps)
+    (seen,) = perceiver(model, [example])
     return seen, picture
 
 
@@ -274,8 +275,6 @@ def write(
 ) -> Sequence[str]:
     """Writes `<path>.json` and `<path>.png` (and `<path>_classes.png` for "seg"); returns what to say."""
     task, objects = TASKS[asked.task], seen.objects
-    if not task.masks:
-        objects = dataclasses.replace(objects, masks=None)
     if objects.keypoints is not None:  # there is room for more than were asked for
         objects = dataclasses.replace(objects, keypoints=objects.keypoints[:, : len(asked.keypoints)])
     objects = objects.first(1) if task.best else objects.above(threshold)
@@ -290,7 +289,7 @@ def write(
         "annotations": results(objects, path.name, ids),
     }
     lines = [f"{label} {score:.3f}" for label, score in zip(objects.labels, objects.scores, strict=True)]
-    if seen.classes is not None and task.maps:
+    if seen.classes is not None:
         Image.fromarray(seen.classes.labels.astype(np.uint8)).save(f"{path}_classes.png")
         drawn = draw_classes(picture, seen.classes)
         share = {n: float((seen.classes.labels == i).mean()) for i, n in enumerate(seen.classes.names)}

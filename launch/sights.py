@@ -11,7 +11,7 @@ from data_pipelines.mixture import open_source
 from launch.build import Config, Run, fill_root
 from launch.perceive import Perceiver, Seen
 from launch.truth import classes_of, objects_of
-from vllm2_jax.evals import EVALS, MAPS
+from vllm2_jax.evals import EVALS, MAPS, MASKS
 from vllm2_jax.evals.metric import gather
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.sharding.partition import host_share
@@ -75,8 +75,15 @@ def read_sights(config: Config, run: Run, count: int | None = None) -> list[Sigh
         if entry.get("decoder"):
             shape = TaskShape(rows=1, **{key: entry[key] for key in _SHAPE_KEYS if key in entry})
             name = task if len(entry["datasets"]) == 1 else f"{task}/{dataset}"
-            perceiver = Perceiver(run, shape, pictures)
-            sights.append(Sight(name, source, tuple(entry["metrics"]), perceiver))
+            metrics = tuple(entry["metrics"])
+            perceiver = Perceiver(
+                run,
+                shape,
+                pictures,
+                masks=not MASKS.isdisjoint(metrics),
+                classes=not MAPS.keys().isdisjoint(metrics),
+            )
+            sights.append(Sight(name, source, metrics, perceiver))
     return sights
 
 

@@ -10,6 +10,7 @@ from vllm2_jax.evals import (
     exact_match,
     interactive,
     names,
+    paint,
     pose,
     refer,
     saliency,
@@ -45,7 +46,12 @@ OBJECTS: dict[str, Metric] = {
     "crowdhuman": crowdhuman.crowdhuman(),
     "count": count.count(),
 }
+# Those that look at the masks of the objects.
+MASKS = frozenset({"mask", "refer", "interactive", "saliency"})
 # Metrics of maps with a class for every pixel: `LabelMap` twice.
 MAPS: dict[str, Metric] = {"semantic": semantic.semantic()}
 
-EVALS: dict[str, Metric] = WORDS | OBJECTS | MAPS
+# Metrics of pictures that were made: what they show, `paint.Thing` twice, or a picture against an `Edit`.
+PICTURES: dict[str, Metric] = {"agreement": paint.agreement(), "edits": paint.edits()}
+
+EVALS: dict[str, Metric] = WORDS | OBJECTS | MAPS | PICTURES
