@@ -10,6 +10,7 @@ from vllm2_jax.convert import (
     bridge,
     clip,
     diffusion,
+    grounding_dino,
     internlm2,
     internvit,
     llama,
@@ -29,6 +30,7 @@ LLM_TABLES = {"llama": llama.table, "internlm2": internlm2.table}
 
 # Decoder -> its table, (official prefix, table of its config). Decoders add themselves here.
 DECODER_TABLES: dict[str, tuple[str, Callable[[Any], Table]]] = {
+    "grounding_dino": ("gdino.", grounding_dino.table),
     "unipose": ("unipose.", unipose.table),
     "stable_diffusion": ("sd.", diffusion.table),
     "instruct_pix2pix": ("ip2p.", diffusion.table),

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small checkpoint in the official layout: converted, loaded, exported; and every way it can be damaged."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from vllm2_jax.convert import checkpoint, visionllmv2
+from vllm2_jax.convert.official import model_config
+from vllm2_jax.convert.rules import ConversionError
+from vllm2_jax.model import VisionLLMv2
+from vllm2_jax.nn.paths import flatten_paths
+from vllm2_jax.train import streaming
+from vllm2_jax.train.checkpoint import load_weights
+from vllm2_jax.train.released import open_released, reopen
+
+CONFIG = {
+    "vis_encoder_config": {
+        **{"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32},
+        **{"image_size": 28, "patch_size": 14},
+    },
+    "llm_config": {
+        **{"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48},
+        **{"num_key_value_heads": 2, "vocab_size": 40, "rms_norm_eps": 1e-5},
+    },
+    "vis_output_layer": -2,
+    "vl_bridge_type": "mlp2x_gelu",
+    "num_embs": 4,
+    "num_embs_gen": 8,
+}
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    """Official names and random bfloat16 arrays."""
+    config = model_config(CONFIG, {"llm.model.embed_tokens.weight": (40, 24)})
+    leaves, treedef = flatten_paths(jax.eval_shape(lambda: VisionLLMv2(config, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    model = jax.tree.unflatten(
+        treedef, [rng.normal(size=leaf.shape).astype(ml_dtypes.bfloat16) for leaf in leaves.values()]
+    )
+    return visionllmv2.export(model, config)
+
+
+def write(folder: pathlib.Path, tensors, copies=()):
+    """Two shards, an index and a config; `copies` are in both shards."""
+    folder.mkdir()
+    names = sorted(tensors)
+    halves = (names[::2], [*names[1::2], *copies])
+    for shard, keys in zip(SHARDS, halves, strict=True):
+        save_file({key: np.ascontiguousarray(tensors[key]) for key in keys}, folder / shard)
+    where = {key: shard for shard, keys in zip(SHARDS, halves, strict=True) for key in keys}
+    (folder / INDEX).write_text(json.dumps({"weight_map": where}))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+def test_there_and_back_is_equal_bit_by_bit(tmp_path, tensors):
+    released = open_released(write(tmp_path / "official", tensors))
+    streaming.write_orbax(released, tmp_path / "ours")
+    again = reopen(tmp_path / "ours")
+    streaming.write_official(tmp_path / "ours", again.plan, tmp_path / "back", shard_bytes=20_000)
+    back = checkpoint.open_checkpoint(tmp_path / "back")
+    assert back.keys() == tensors.keys()
+    for key, want in tensors.items():
+        got = np.asarray(back[key])
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got.view(np.int16), np.ascontiguousarray(want).view(np.int16), key)
+    assert len(list((tmp_path / "back").glob("*.safetensors"))) > 1
+    assert (tmp_path / "back" / "config.json").is_file()
+
+
+def test_training_starts_from_converted_weights(tmp_path, tensors):
+    released = open_released(write(tmp_path / "official", tensors))
+    streaming.write_orbax(released, tmp_path / "ours", dtype="float32")
+    model = VisionLLMv2(released.config, rngs=nnx.Rngs(1))
+    loaded = load_weights(tmp_path / "ours", model)
+    got = visionllmv2.export(loaded, released.config)
+    for key, want in tensors.items():
+        np.testing.assert_array_equal(got[key], want.astype(np.float32), key)
+
+
+def test_one_error_lists_every_misfit_and_nothing_is_written(tmp_path, tensors):
+    wrong = dict(tensors)
+    del wrong["vl_bridge.0.bias"]
+    wrong["vl_bridge.9.bias"] = np.zeros(3, np.float32)
+    wrong["llm.model.norm.weight"] = np.zeros(25, np.float32)
+    wrong["llm.lm_head.weight"] = np.zeros((40, 24), np.int64)
+    released = open_released(write(tmp_path / "official", wrong))
+    with pytest.raises(ConversionError) as error:
+        streaming.write_orbax(released, tmp_path / "ours")
+    text = str(error.value)
+    for line in (
+        "missing: vl_bridge.0.bias",
+        "unknown: vl_bridge.9.bias",
+        "misshapen: llm.model.norm.weight",
+        "wrong dtype: llm.lm_head.weight",
+    ):
+        assert line in text
+    assert not list(tmp_path.glob("ours*"))
+
+
+def test_damaged_files_are_listed_together(tmp_path, tensors):
+    twice = sorted(tensors)[0]
+    folder = write(tmp_path / "official", tensors, copies=[twice])
+    shard = folder / SHARDS[1]
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(ConversionError) as error:
+        checkpoint.open_checkpoint(folder)
+    assert f"truncated: {SHARDS[1]}" in str(error.value)
+    assert f"duplicated: {twice}" in str(error.value)
+
+
+def test_index_that_names_another_tensor(tmp_path, tensors):
+    folder = write(tmp_path / "official", tensors)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["nowhere"] = SHARDS[0]
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ConversionError, match="wrong index: nowhere"):
+        checkpoint.open_checkpoint(folder)
+
+
+def test_interrupted_run_leaves_nothing_and_can_be_repeated(tmp_path, tensors):
+    released = open_released(write(tmp_path / "official", tensors))
+
+    def stop(size: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        streaming.write_orbax(released, tmp_path / "ours", report=stop)
+    assert not list(tmp_path.glob("ours*"))
+    streaming.write_orbax(released, tmp_path / "ours")
+    with pytest.raises(ConversionError, match="exists"):
+        streaming.write_orbax(released, tmp_path / "ours")
+
+
+def test_full_disk_is_seen_before_writing(tmp_path, tensors, monkeypatch):
+    released = open_released(write(tmp_path / "official", tensors))
+    assert checkpoint.free_bytes(tmp_path / "not" / "there") <= shutil.disk_usage(tmp_path).total
+    monkeypatch.setattr(streaming, "free_bytes", lambda folder: 1000)
+    with pytest.raises(ConversionError, match="GB free"):
+        streaming.write_orbax(released, tmp_path / "ours")
+    assert not list(tmp_path.glob("ours*"))
+
+
+def test_components_take_a_part(tmp_path, tensors):
+    released = open_released(write(tmp_path / "official", tensors), ["bridge", "queries"])
+    assert {path.split("/")[0] for path in released.plan.leaves} == {"bridge", "queries"}
+    with pytest.raises(ConversionError, match="no component wheel"):
+        open_released(tmp_path / "official", ["wheel"])

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The official config.json (and the tensors' shapes) -> `ModelConfig`.
+
+Sizes of tower and language model come from `vis_encoder_config` and `llm_config`. Which decoders, which
+bridge and which adapters there are is read from the tensors themselves: a checkpoint saved after another
+stage than its config's flags say is still read right, and what is missing is found by the table.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vllm2_jax.convert import lora
+from vllm2_jax.convert.rules import ConversionError
+from vllm2_jax.decoders.diffusion.config import EDIT, PainterConfig
+from vllm2_jax.decoders.grounding_dino.config import GroundingDINOConfig
+from vllm2_jax.decoders.unipose.config import UniPoseConfig
+from vllm2_jax.llm.llama import LlamaConfig
+from vllm2_jax.llm.lora import LoRAConfig
+from vllm2_jax.model import ModelConfig
+from vllm2_jax.nn.rope import RopeConfig
+from vllm2_jax.tokens import QueryCounts
+from vllm2_jax.vision import VisionConfig
+from vllm2_jax.vision.bridge import BridgeConfig
+from vllm2_jax.vision.clip import CLIPConfig
+from vllm2_jax.vision.internvit import InternViTConfig
+from vllm2_jax.vision.regions import RegionConfig
+
+# Official prefix -> decoder and its released sizes.
+DECODERS: dict[str, tuple[str, Any]] = {
+    "gdino.": ("grounding_dino", GroundingDINOConfig()),
+    "unipose.": ("unipose", UniPoseConfig()),
+    "sd.": ("stable_diffusion", PainterConfig()),
+    "ip2p.": ("instruct_pix2pix", EDIT),
+}
+
+
+def model_config(
+    official: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    dtype: str = "bfloat16",
+    decoders: Mapping[str, Any] | None = None,
+) -> ModelConfig:
+    """Sizes of the model that a checkpoint holds.
+
+    Args:
+      official: config.json.
+      shapes: official name -> shape, of all tensors.
+      dtype: of products and activations.
+      decoders: decoder -> config where sizes differ from the released ones.
+
+    Raises:
+      ConversionError: a part without a config, or of an unknown kind.
+    """
+    shapes = {lora.plain_name(name): shape for name, shape in shapes.items()}
+    for part in ("vis_encoder_config", "llm_config"):
+        if not isinstance(official.get(part), Mapping):
+            raise ConversionError(f"config.json has no {part}; it is not that of a VisionLLM v2")
+    try:
+        vision = vision_config(official["vis_encoder_config"])
+        llm = llm_config(official["llm_config"], shapes)
+    except KeyError as error:
+        raise ConversionError(
+            f"config.json lacks {error.args[0]!r} in vis_encoder_config or llm_config"
+        ) from None
+    internvit = isinstance(vision, InternViTConfig)
+    found = {
+        name: {**RELEASED_NAMES, **(decoders or {})}[name]
+        for prefix, (name, _) in DECODERS.items()
+        if any(key.startswith(prefix) for key in shapes)
+    }
+    return ModelConfig(
+        vision=vision,
+        vision_layer=official.get("vis_output_layer", -1 if internvit else -2),
+        bridge=_bridge(official, shapes, vision.width, llm.width, internvit),
+        regions=RegionConfig(width=vision.width, width_out=llm.width, patch=vision.patch),
+        llm=llm,
+        queries=QueryCounts(
+            perception=official.get("num_embs", 4), generation=official.get("num_embs_gen", 64)
+        ),
+        decoders={name: dataclasses.replace(config, dtype=dtype) for name, config in found.items()},
+        dtype=dtype,
+    )
+
+
+RELEASED_NAMES = dict(DECODERS.values())
+
+
+def vision_config(official: Mapping[str, Any]) -> VisionConfig:
+    """Sizes of the tower: InternViT where the config speaks of `qk_normalization`, CLIP otherwise."""
+    official = official.get("vision_config", official)  # CLIP's own folder has text and image side by side
+    sizes = {
+        "width": official["hidden_size"],
+        "depth": official["num_hidden_layers"],
+        "heads": official["num_attention_heads"],
+        "mlp": official["intermediate_size"],
+        "image_size": official["image_size"],
+        "patch": official["patch_size"],
+    }
+    if "qk_normalization" in official:
+        return InternViTConfig(
+            **sizes,
+            eps=official.get("layer_norm_eps", 1e-6),
+            qkv_bias=official.get("qkv_bias", False),
+            qk_norm=official["qk_normalization"],
+        )
+    return CLIPConfig(**sizes, eps=official.get("layer_norm_eps", 1e-5))
+
+
+def llm_config(official: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> LlamaConfig:
+    """Sizes of a Llama or an InternLM2. The vocabulary is that of the tensors, which may have grown."""
+    heads = official["num_attention_heads"]
+    scaling = official.get("rope_scaling") or {}
+    embed = [s for n, s in shapes.items() if n.endswith(("embed_tokens.weight", "tok_embeddings.weight"))]
+    bias = bool(official.get("bias", official.get("attention_bias", False)))
+    return LlamaConfig(
+        vocab=embed[0][0] if embed else official["vocab_size"],
+        width=official["hidden_size"],
+        depth=official["num_hidden_layers"],
+        heads=heads,
+        kv_heads=official.get("num_key_value_heads") or heads,
+        mlp=official["intermediate_size"],
+        rms_eps=official.get("rms_norm_eps", 1e-6),
+        rope=RopeConfig(
+            theta=float(official.get("rope_theta", 10_000.0)),
+            scaling=scaling.get("type", "none"),
+            factor=float(scaling.get("factor", 1.0)),
+            max_positions=official.get("max_position_embeddings", 4096),
+        ),
+        qkv_bias=bias,
+        out_bias=bias,
+        lora=_lora(shapes),
+    )
+
+
+def _lora(shapes: Mapping[str, tuple[int, ...]]) -> LoRAConfig | None:
+    """The rank is that of the tensors; the strength is the official alpha = 2 * rank (core, use_llm_lora)."""
+    ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A.weight")}
+    if len(ranks) > 1:
+        raise ConversionError(f"adapters of several ranks {sorted(ranks)}; one rank is understood")
+    return LoRAConfig(rank=min(ranks), alpha=2.0 * min(ranks)) if ranks else None
+
+
+def _bridge(
+    official: Mapping[str, Any], shapes: Mapping[str, Any], width: int, width_out: int, internvit: bool
+) -> BridgeConfig:
+    """The official `vl_bridge_type`; pixel shuffle is seen from the width that the bridge takes."""
+    kind = official.get("vl_bridge_type") or ("internvl_mlp" if internvit else "mlp2x_gelu")
+    first = shapes.get("vl_bridge.0.weight") or shapes.get("vl_bridge.weight") or (width,)
+    return BridgeConfig(kind=kind, pixel_shuffle=first[-1] == 4 * width, width_in=width, width_out=width_out)
