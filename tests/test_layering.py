@@ -24,6 +24,7 @@ ALLOWED = {
     "sharding": BASE,
     "convert": BASE | MIDDLE | {"model"},
     "train": BASE | MIDDLE | OUTER | {"model"},
+    "pretrained": BASE | MIDDLE | OUTER | {"model"},
     "evals": BASE | MIDDLE | {"model"},
 }
 

@@ -17,6 +17,9 @@ from vllm2_jax.convert.official import model_config
 from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.nn.paths import flatten_paths
+from vllm2_jax.pretrained import from_pretrained
+from vllm2_jax.sharding.mesh import make_mesh
+from vllm2_jax.sharding.strategies import STRATEGIES
 from vllm2_jax.train import streaming
 from vllm2_jax.train.checkpoint import load_weights
 from vllm2_jax.train.released import open_released, reopen
@@ -157,3 +160,15 @@ def test_components_take_a_part(tmp_path, tensors):
     assert {path.split("/")[0] for path in released.plan.leaves} == {"bridge", "queries"}
     with pytest.raises(ConversionError, match="no component wheel"):
         open_released(tmp_path / "official", ["wheel"])
+
+
+def test_from_pretrained_reads_both_layouts_into_shards(tmp_path, tensors):
+    strategy = STRATEGIES["fsdp"]
+    mesh = make_mesh(strategy, jax.devices()[:2], {})
+    streaming.write_orbax(open_released(write(tmp_path / "official", tensors)), tmp_path / "ours")
+    for name in ("official", "ours"):
+        model = from_pretrained(tmp_path / name, mesh=mesh, strategy=strategy)
+        got = visionllmv2.export(model, model.config)
+        for key, want in tensors.items():
+            np.testing.assert_array_equal(got[key], want, key)
+        assert not model.llm.embed[...].sharding.is_fully_replicated
