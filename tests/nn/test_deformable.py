@@ -9,8 +9,9 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.sharding.test_compiled import collectives
-from vllm2_jax.nn import deformable
+from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.nn.deformable import DeformableAttention, sample, star
+from vllm2_jax.ops import sample_rows, sample_taps
 
 SHAPES = ((5, 7), (3, 4), (1, 2))
 CELLS = sum(h * w for h, w in SHAPES)
@@ -42,15 +43,32 @@ def looped(value, locations, weights):
     return out.reshape(rows, queries, -1)
 
 
-@pytest.fixture(params=[2**22, 500], ids=["one chunk", "chunks"])
-def chunk(request, monkeypatch):
-    monkeypatch.setattr(deformable, "CHUNK", request.param)
+def flat(implementation):
+    return lambda value, *where: implementation(value, SHAPES, *where).reshape(*where[0].shape[:2], -1)
 
 
-def test_equals_the_loop(chunk):
-    arrays = draw()
-    got = jax.jit(sample, static_argnums=1)(arrays[0], SHAPES, *arrays[1:])
-    np.testing.assert_allclose(got, looped(*arrays), atol=2e-5)
+# What `sample` chooses among, each in one chunk and in many; levels are read by row or by product.
+WAYS = {
+    "sample": (lambda value, *where: sample(value, SHAPES, *where), {}),
+    "taps": (flat(sample_taps.sample_taps), {}),
+    "taps, chunks": (flat(sample_taps.sample_taps), {"PAIRS": 16, "STORED": 8}),
+    "product": (flat(sample_rows.sample_rows), {}),
+    "rows": (flat(sample_rows.sample_rows), {"FEW": 0}),
+    "both, chunks": (flat(sample_rows.sample_rows), {"FEW": 12, "CHUNK": 1}),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    run, constants = WAYS[request.param]
+    for name, value in constants.items():
+        monkeypatch.setattr(sample_taps if hasattr(sample_taps, name) else sample_rows, name, value)
+    return jax.jit(lambda *arrays: run(*arrays))
+
+
+def test_equals_the_loop(way):
+    arrays = draw(queries=131)
+    np.testing.assert_allclose(way(*arrays), looped(*arrays), atol=2e-5)
 
 
 def test_a_point_on_a_cell_reads_that_cell():
@@ -64,7 +82,7 @@ def test_a_point_on_a_cell_reads_that_cell():
     np.testing.assert_allclose(got[0], value[0, : h * w, 0], atol=1e-5)
 
 
-def test_gradients_are_the_slopes_of_the_loop(chunk):
+def test_gradients_are_the_slopes_of_the_loop(way):
     arrays = draw(rows=1, queries=3, heads=2, channels=3)
     # Away from the cells' centres, where the slope jumps.
     inside = np.asarray(arrays[1]) * np.array([[w, h] for h, w in SHAPES])[:, None] - 0.5
@@ -73,7 +91,7 @@ def test_gradients_are_the_slopes_of_the_loop(chunk):
     away = np.random.default_rng(5).normal(size=(1, 3, 6))
 
     def loss(*arrays):
-        return (sample(arrays[0], SHAPES, *arrays[1:]) * jnp.asarray(away, jnp.float32)).sum()
+        return (way(*arrays) * jnp.asarray(away, jnp.float32)).sum()
 
     gradients = jax.grad(loss, (0, 1, 2))(*arrays)
     rng, step = np.random.default_rng(7), 1e-4
@@ -89,22 +107,41 @@ def test_gradients_are_the_slopes_of_the_loop(chunk):
             np.testing.assert_allclose((np.asarray(gradient) * direction).sum(), want, rtol=2e-3, atol=2e-3)
 
 
-def test_low_precision_values_are_summed_in_float32():
+def test_slopes_on_a_centre_are_those_to_its_right(way):
+    """All points start on centres, so the choice matters."""
+    value, _, weights = draw(rows=1, queries=1, heads=1, channels=1, points=1)
+    weights = jnp.zeros_like(weights).at[0, 0, 0, 0].set(1)
+    h, w = SHAPES[0]
+    cells = np.asarray(value[0, : h * w, 0, 0]).reshape(h, w)
+    for row, column in ((2, 3), (0, 0), (h - 1, w - 1)):
+        at = jnp.array([(column + 0.5) / w, (row + 0.5) / h], jnp.float32)
+        locations = jnp.broadcast_to(at, (1, 1, 1, 3, 1, 2))
+        slope = jax.grad(lambda x: way(value, x, weights).sum())(locations)[0, 0, 0, 0, 0]
+        right = cells[row, column + 1] if column + 1 < w else 0
+        below = cells[row + 1, column] if row + 1 < h else 0
+        want = (right - cells[row, column]) * w, (below - cells[row, column]) * h
+        np.testing.assert_allclose(slope, want, rtol=1e-4, atol=1e-4)
+
+
+def test_low_precision_values_are_summed_in_float32(way, request):
     value, locations, weights = draw()
     low = value.astype(jnp.bfloat16)
-    got = sample(low, SHAPES, locations, weights)
+    got = way(low, locations, weights)
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, looped(low.astype(jnp.float32), locations, weights), atol=2e-5)
-    gradient = jax.grad(lambda v: sample(v, SHAPES, locations, weights).sum())(low)
+    # A matrix product rounds the shares as well.
+    rounded = any(name in request.node.name for name in ("product", "both"))
+    want = looped(low.astype(jnp.float32), locations, weights)
+    np.testing.assert_allclose(got, want, atol=5e-2 if rounded else 2e-5)
+    gradient = jax.grad(lambda v: way(v, locations, weights).sum())(low)
     assert gradient.dtype == jnp.bfloat16
 
 
-def test_lost_locations_stay_lost_and_harm_no_other_row():
+def test_lost_locations_stay_lost_and_harm_no_other_row(way):
     value, locations, weights = draw()
-    got = sample(value, SHAPES, locations.at[0, 0].set(jnp.nan), weights)
+    got = way(value, locations.at[0, 0].set(jnp.nan), weights)
     assert np.isnan(got[0, 0]).all()
-    np.testing.assert_array_equal(got[1], sample(value, SHAPES, locations, weights)[1])
-    far = sample(value, SHAPES, locations.at[0, 0].set(1e30), weights)
+    np.testing.assert_allclose(got[1], way(value, locations, weights)[1], atol=1e-6)
+    far = way(value, locations.at[0, 0].set(1e30), weights)
     np.testing.assert_array_equal(far[0, 0], jnp.zeros(12))
 
 
@@ -114,20 +151,23 @@ def test_wrong_level_sizes_are_refused():
         sample(value, ((5, 7), (3, 4), (1, 3)), locations, weights)
 
 
-def test_rows_on_many_devices_need_no_collective():
+@pytest.mark.parametrize("heads", [None, "tensor"])
+def test_rows_and_heads_on_many_devices_need_no_collective(heads):
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     arrays = draw(rows=4, heads=2, queries=40)
-    by_row, by_head = PartitionSpec("data", None, "tensor"), PartitionSpec("data")
-    for spec in (by_row, by_head):
-        placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x in arrays]
 
-        def both(value, locations, weights):
-            out, pull = jax.vjp(lambda *xs: sample(xs[0], SHAPES, *xs[1:]), value, locations, weights)
-            return out, pull(out)
+    def both(value, locations, weights):
+        out, pull = jax.vjp(lambda *xs: sample(xs[0], SHAPES, *xs[1:]), value, locations, weights)
+        return out, pull(out)
 
-        program = jax.jit(both).lower(*placed).compile()
-        assert collectives(program.as_text()) == {}
-        np.testing.assert_allclose(program(*placed)[0], looped(*arrays), atol=2e-5)
+    want = jax.jit(both)(*arrays)
+    sharding = NamedSharding(mesh, PartitionSpec("data", None, heads))
+    with jax.set_mesh(mesh), axis_rules({"batch": "data", "heads": heads}):
+        placed = [jax.device_put(x, sharding) for x in arrays]
+        program = jax.jit(lambda *arrays: both(*arrays)).lower(*placed).compile()
+    assert collectives(program.as_text()) == {}
+    for a, b in zip(jax.tree.leaves(program(*placed)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_attention_starts_as_a_star_and_skips_padding():

@@ -7,6 +7,7 @@ name means on a mesh is decided outside, by a sharding strategy: a dict from axi
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -56,6 +57,12 @@ def mesh_axes(name: str) -> tuple[str, ...]:
     rules = _RULES.get()
     found = rules.get(name) if rules else None
     return (found,) if isinstance(found, str) else tuple(found or ())
+
+
+def dividing_axes(name: str, count: int) -> tuple[str, ...] | None:
+    """`mesh_axes`, for the spec of a `shard_map`; None where they do not cut `count` evenly."""
+    axes, mesh = mesh_axes(name), jax.sharding.get_abstract_mesh()
+    return axes if axes and count % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention: every query looks at a few points of every level, between cells.
+"""Multi-scale deformable attention: every query looks at a few points of every level, between cells."""
 
-The sampling is one gather: the four cells around a point are stored side by side as one row (a table four
-times the size of the values), and a row is read for every point. Rows are read for a few queries at a time,
-forward and backward, so that they never exist for all queries: 13,000 queries x 8 heads x 16 points x 4 cells
-x 32 channels are 0.9 GB a picture in float32.
-"""
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from vllm2_jax.nn.axes import dividing_axes
 from vllm2_jax.nn.layers import einsum
 from vllm2_jax.ops.levels import Shapes
-
-# Numbers that are gathered at a time for each row of the batch: 16 MiB in float32.
-CHUNK = 2**22
+from vllm2_jax.ops.sample_rows import sample_rows
+from vllm2_jax.ops.sample_taps import sample_taps
 
 
 def sample(
@@ -33,141 +32,67 @@ def sample(
     cells around a point counts as 0 if it lies outside. Source: official `multi_scale_deformable_attention`
     (grid_sample with align_corners False and zero padding).
 
-    Memory beyond inputs and outputs, a row of the batch: the table (4 x value), 5 numbers a point (as many
-    again backward), and the gathered rows of one chunk. The backward pass gathers again.
+    Compiled for a CPU it reads cell by cell (`ops.sample_taps`), for anything else blocks of cells
+    (`ops.sample_rows`). What is read is never stored for all queries (13,000 queries x 8 heads x 16 points x
+    4 cells x 32 channels would be 0.9 GB a picture). Memory beyond inputs and outputs is some MB a device,
+    and on an accelerator a table of 4 x value and 5 numbers a point. The backward pass reads again. On a mesh
+    every device does its rows and heads alone.
 
     Args:
       value: S cells, level after level as `ops.levels.flatten` lays them; read in its own precision.
       shapes: (height, width) of the L levels.
       weights: usually the softmax over L * P.
+
+    Raises:
+      ValueError: the levels do not have S cells.
     """
-    table, index, coefficients = neighbours(value, shapes, locations, weights)
-    rows, queries, heads = locations.shape[:3]
-    out = gather_sum(table, index, coefficients)
-    return out.swapaxes(1, 2).reshape(rows, queries, heads * value.shape[-1])
+    if (wanted := sum(h * w for h, w in shapes)) != value.shape[1]:
+        raise ValueError(f"levels {shapes} have {wanted} cells, the values {value.shape[1]}")
+    return _sample(shapes, value, locations, weights).reshape(*locations.shape[:2], -1)
 
 
-def neighbours(
-    value: Float[Array, "B S H D"],
-    shapes: Shapes,
-    locations: Float[Array, "B Q H L P 2"],
-    weights: Float[Array, "B Q H L P"],
-) -> tuple[Float[Array, "B H T 4 D"], Int[Array, "B H Q K"], Float[Array, "B H Q K 4"]]:
-    """The table of the four cells around every corner, and what each of the K = L * P points takes from it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sample(shapes, value, locations, weights):
+    """Keeps nothing but its inputs for the backward pass."""
 
-    Level (h, w) has (h + 1) * (w + 1) corners; the cells beyond the border are zeros.
+    def sampled(implementation, value, *where):
+        return implementation(value, shapes, *where)
 
-    Returns:
-      The table, the row of every point, and its share of the row's four cells: upper left, upper right,
-      lower left, lower right.
+    return _on_each_device(sampled, value, locations, weights)
+
+
+def _forward(shapes, value, locations, weights):
+    return _sample(shapes, value, locations, weights), (value, locations, weights)
+
+
+def _backward(shapes, saved, gradient):
+    def pulled(implementation, value, locations, weights, gradient):
+        _, pull = jax.vjp(lambda v, *where: implementation(v, shapes, *where), value, locations, weights)
+        return pull(gradient)
+
+    return _on_each_device(pulled, *saved, gradient)
+
+
+_sample.defvjp(_forward, _backward)
+
+
+def _on_each_device(run: Callable, *arrays: Array) -> Any:
+    """`run(implementation, *arrays)`, the implementation by the platform that the program is compiled for.
+
+    On a mesh inside a `shard_map`, which is never differentiated: its transpose adds up over mesh axes that
+    split nothing here.
     """
-    rows, count, heads, channels = value.shape
-    if (wanted := sum(h * w for h, w in shapes)) != count:
-        raise ValueError(f"levels {shapes} have {wanted} cells, the values {count}")
-    tables, starts, at = [], [], 0
-    for h, w in shapes:
-        cells = value[:, at : at + h * w].reshape(rows, h, w, heads, channels).transpose(0, 3, 1, 2, 4)
-        cells = jnp.pad(cells, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
-        around = [cells[:, :, y : y + h + 1, x : x + w + 1] for y in (0, 1) for x in (0, 1)]
-        tables.append(jnp.stack(around, axis=-2).reshape(rows, heads, (h + 1) * (w + 1), 4, channels))
-        starts.append(sum(table.shape[2] for table in tables[:-1]))
-        at += h * w
 
-    sizes = np.array([[w, h] for h, w in shapes], np.int32)[:, None]  # [L, 1, 2], as (x, y)
-    # Corner (0, 0) is the upper left one of the map, half a cell before the first centre.
-    place = locations.astype(jnp.float32) * sizes + 0.5
-    corner = jnp.floor(place)
-    right, down = jnp.split(place - corner, 2, axis=-1)
-    # The table has a row for every corner; a point that is outside even so touches no cell.
-    outside = ((corner < 0) | (corner > sizes)).any(-1)
-    share = jnp.concatenate(
-        [(1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down], -1
-    )
-    coefficients = jnp.where(outside[..., None], 0.0, share * weights[..., None].astype(jnp.float32))
-    # NaN locations (a diverged run) go to row 0 and keep their NaN share.
-    corner = jnp.clip(jnp.nan_to_num(corner), 0, sizes).astype(jnp.int32)
-    index = jnp.array(starts, jnp.int32)[:, None] + corner[..., 1] * (sizes[..., 0] + 1) + corner[..., 0]
+    def local(*arrays):
+        cpu, other = (functools.partial(run, chosen) for chosen in (sample_taps, sample_rows))
+        return jax.lax.platform_dependent(*arrays, cpu=cpu, default=other)
 
-    def by_head(x: Array) -> Array:  # [B, Q, H, L, P, ...] -> [B, H, Q, K, ...]
-        x = jnp.moveaxis(x, 2, 1)
-        return x.reshape(*x.shape[:3], -1, *x.shape[5:])
-
-    return jnp.concatenate(tables, axis=2), by_head(index), by_head(coefficients)
-
-
-@jax.custom_vjp
-def gather_sum(
-    table: Float[Array, "B H T 4 D"], index: Int[Array, "B H Q K"], coefficients: Float[Array, "B H Q K 4"]
-) -> Float[Array, "B H Q D"]:
-    """Sum over k and c of `coefficients[q, k, c] * table[index[q, k], c]`, a few queries at a time."""
-
-    def body(_, chunk):
-        return None, _sum(_read(table, chunk[0]), chunk[1])
-
-    chunks, queries = _chunks(table, index, coefficients)
-    _, out = jax.lax.scan(body, None, chunks)
-    return _unchunk(out, queries)
-
-
-def _forward(table, index, coefficients):
-    return gather_sum(table, index, coefficients), (table, index, coefficients)
-
-
-def _backward(saved, gradient):
-    table, index, coefficients = saved
-
-    def body(total, chunk):
-        index, coefficients, gradient = chunk
-        share = jnp.einsum("bhqkcd,bhqd->bhqkc", _read(table, index), gradient)
-        rows = coefficients[..., None] * gradient[..., None, None, :]
-        return _add(total, index, rows), share
-
-    (index, coefficients, gradient), queries = _chunks(table, index, coefficients, gradient)
-    total = jnp.zeros(table.shape, jnp.float32)
-    total, share = jax.lax.scan(body, total, (index, coefficients, gradient))
-    return total.astype(table.dtype), None, _unchunk(share, queries)
-
-
-gather_sum.defvjp(_forward, _backward)
-
-
-def _read(table: Float[Array, "B H T 4 D"], index: Int[Array, "B H q K"]) -> Float[Array, "B H q K 4 D"]:
-    def one(table, index):
-        return table.at[index].get(mode="promise_in_bounds")
-
-    return jax.vmap(jax.vmap(one))(table, index)
-
-
-def _add(total, index, rows):
-    def one(total, index, rows):
-        return total.at[index].add(rows, mode="promise_in_bounds")
-
-    return jax.vmap(jax.vmap(one))(total, index, rows)
-
-
-def _sum(
-    rows: Float[Array, "B H q K 4 D"], coefficients: Float[Array, "B H q K 4"]
-) -> Float[Array, "B H q D"]:
-    return jnp.einsum("bhqkcd,bhqkc->bhqd", rows, coefficients, preferred_element_type=jnp.float32)
-
-
-def _chunks(table, *arrays):
-    """`[B, H, Q, ...] -> [n, B, H, Q / n, ...]`, padded with zeros at the end, and Q."""
-    heads, queries, points = arrays[0].shape[1:]
-    size = min(queries, max(1, CHUNK // (heads * points * 4 * table.shape[-1])))
-    count = -(-queries // size)
-    size = -(-queries // count)  # as even as it gets
-
-    def cut(x):
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, count * size - queries), *[(0, 0)] * (x.ndim - 3)))
-        return jnp.moveaxis(x.reshape(*x.shape[:2], count, size, *x.shape[3:]), 2, 0)
-
-    return tuple(cut(x) for x in arrays), queries
-
-
-def _unchunk(x: Array, queries: int) -> Array:
-    x = jnp.moveaxis(x, 0, 2)
-    return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :queries]
+    if jax.sharding.get_abstract_mesh().empty:
+        return local(*arrays)
+    rows, _, heads, _ = arrays[0].shape
+    # All arrays, in and out, have rows first and heads third.
+    spec = PartitionSpec(dividing_axes("batch", rows), None, dividing_axes("heads", heads))
+    return jax.shard_map(local, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False)(*arrays)
 
 
 class DeformableAttention(nnx.Module):

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bipartite matching of predictions to ground truth, and the costs that both detectors build it from."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from optax.assignment import hungarian_algorithm
 
-from vllm2_jax.nn.axes import mesh_axes
+from vllm2_jax.nn.axes import dividing_axes
 
 LARGEST = 1e5  # stands for a cost that is not a number; float32 still resolves 0.01 beside it
 
@@ -37,11 +35,8 @@ def match(cost: Float[Array, "B Q N"], valid: Bool[Array, "B N"]) -> Int[Array, 
     # Equal costs for every query do not change what is best for the others.
     cost = jax.lax.stop_gradient(jnp.where(valid[:, None], cost, 0.0))
     assign = jax.vmap(_assign)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        axes = mesh_axes("batch")
-        divides = axes and rows % math.prod(mesh.shape[axis] for axis in axes) == 0
-        spec = PartitionSpec(axes if divides else None)
+    if not jax.sharding.get_abstract_mesh().empty:
+        spec = PartitionSpec(dividing_axes("batch", rows))
         assign = jax.shard_map(assign, in_specs=spec, out_specs=spec, check_vma=False)
     return assign(cost)
 
