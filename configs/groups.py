@@ -20,6 +20,7 @@ GROUPS: dict[str, Groups] = {
         (r"^(bridge|regions)/", 1.0),
         (r"^(vision|queries|llm)/", None),
     ),
-    # A model that starts from nothing.
+    # A model that starts from nothing, without decoders and with them.
     "all": ((r"^(vision|bridge|regions|llm)/", 1.0), (r"^queries/", None)),
+    "all_links": ((r"^(vision|bridge|regions|llm|queries|decoders)/", 1.0),),
 }

@@ -20,6 +20,19 @@ _SYNTHETIC = {
     },
 }
 
+# What the grounding decoder learns from scenes: objects of classes, what an expression means, class areas.
+_PERCEPTION = {
+    task: {
+        "rows": rows,
+        "tiles": 1,
+        "decoder": "grounding_dino",
+        "links": {task: links},
+        "capacities": {"size": 128, "objects": objects},
+        "datasets": {"synthetic": {"task": task, "level": "medium", "decoder_size": 128}},
+    }
+    for task, rows, links, objects in (("det", 8, 8, 4), ("grd", 4, 1, 1), ("seg", 4, 8, 4))
+}
+
 # Sizes of the parts from paper table A11; the proportions between datasets were not published, so weights are
 # their listed sizes in thousands.
 _CAPTIONS = {
@@ -57,6 +70,7 @@ def _with(datasets: dict[str, Any], **options: Any) -> dict[str, Any]:
 
 MIXTURES: dict[str, dict[str, Any]] = {
     "synthetic": _SYNTHETIC,
+    "synthetic_perception": _PERCEPTION,
     # Stage 1, first phase: one padded tile, captions without a question.
     "stage1_pretrain": {
         "caption": {"rows": 6, "tiles": 1, "datasets": _with(_CAPTIONS, image_mode="pad", ask=False)},

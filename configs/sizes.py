@@ -7,6 +7,8 @@ _NO_LORA = {"rank": 0, "alpha": 64.0, "dropout": 0.05, "targets": "q|k|v|out|up|
 _ROPE = {"theta": 10_000.0, "scaling": "none", "factor": 1.0, "max_positions": 4096}
 _LLAMA = {"rms_eps": 1e-5, "rope": _ROPE, "qkv_bias": False, "out_bias": False, "lora": _NO_LORA}
 
+# A model has no decoders unless a config names some: `config.model.decoders`, with what differs from the
+# released sizes (`launch/decoders.py`).
 MODELS: dict[str, dict[str, Any]] = {
     # Trains on a laptop; 4 x 4 patches of a 56-pixel tile. Vocabulary 0: as many as the tokenizer has.
     "tiny": {
@@ -24,6 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "regions": {"hidden": 32, "pooling": "grid_sample", "samples": 0},
         "llm": {"vocab": 0, "width": 64, "depth": 2, "heads": 4, "kv_heads": 2, "mlp": 128, **_LLAMA},
         "queries": {"perception": 4, "generation": 64},
+        "decoders": {},
     },
     # Fits one accelerator with its optimizer; for measurements between tiny and 7b.
     "mid": {
@@ -41,6 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "regions": {"hidden": 128, "pooling": "grid_sample", "samples": 0},
         "llm": {"vocab": 0, "width": 512, "depth": 8, "heads": 8, "kv_heads": 8, "mlp": 1536, **_LLAMA},
         "queries": {"perception": 4, "generation": 64},
+        "decoders": {},
     },
     # CLIP-L/14-336 and Vicuna-7B-v1.5 with 26 more tokens: the released VisionLLM v2.
     "7b": {
@@ -66,6 +70,7 @@ MODELS: dict[str, dict[str, Any]] = {
             **_LLAMA,
         },
         "queries": {"perception": 4, "generation": 64},
+        "decoders": {},
     },
     # InternViT-6B-448 and InternLM2-Chat-20B with 26 more tokens; sizes from their public model
     # cards. The official code runs this variant, no numbers were published for it.
@@ -93,5 +98,31 @@ MODELS: dict[str, dict[str, Any]] = {
             "rope": {"theta": 1e6, "scaling": "dynamic", "factor": 2.0, "max_positions": 32_768},
         },
         "queries": {"perception": 4, "generation": 64},
+        "decoders": {},
+    },
+}
+
+# Decoders that learn synthetic scenes on a laptop, from nothing.
+TINY_DECODERS: dict[str, dict[str, Any]] = {
+    "grounding_dino": {
+        "backbone": {
+            "width": 32,
+            "depths": (1, 1, 2, 1),
+            "heads": (2, 4, 8, 8),
+            "window": 4,
+            "drop_path": 0.0,
+        },
+        "width": 128,
+        "queries": 30,
+        "encoder_layers": 2,
+        "encoder_heads": 8,
+        "encoder_mlp": 256,
+        "decoder_layers": 3,
+        "decoder_heads": 8,
+        "decoder_mlp": 256,
+        "mask_width": 64,
+        "dropout": 0.0,
+        "drop_path": 0.0,
+        "criterion": {"points": 256, "denoising": 10},
     },
 }

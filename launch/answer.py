@@ -34,6 +34,7 @@ class AnswerConfig:
       temperature, top_p: see `llm.sampling`; temperature 0 is greedy.
       stop: strings that end an answer besides the format's own end.
       seed: of the sampling.
+      states: bring the states of links to the host, for a decoder to read.
     """
 
     rows: int = 16
@@ -45,6 +46,7 @@ class AnswerConfig:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    states: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +58,14 @@ class Answer:
       finished: whether it ended by itself.
       links: the links it called (`tokens.Link.token`).
       marked: the text with its special tokens, where links stand; without their queries.
+      states: hidden states at the queries of each link, [Q, D]; none unless they were asked for.
     """
 
     text: str
     finished: bool
     links: tuple[str, ...]
     marked: str
+    states: tuple[np.ndarray, ...] = ()
 
 
 class Answerer:
@@ -110,24 +114,33 @@ class Answerer:
         return answers
 
     def _run(self, model: VisionLLMv2, inputs: Inputs, start: int) -> list[np.ndarray]:
-        """Tokens, lengths, kinds of links and `finished` of one batch; all hosts get all rows."""
+        """Tokens, lengths, kinds of links, `finished`, maybe states, of one batch; all hosts get all rows."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), start)
         sampler = Sampler(self.config.temperature, self.config.top_p)
         with jax.set_mesh(self.run.mesh), axis_rules(self.run.strategy.activation_rules):
             placed = global_batch(self.run.mesh, self.run.strategy.rules, inputs)
             made = self._generate(model, placed, key, sampler)
-        # Text only: the states of links stay on the devices, where a decoder would read them.
-        text = (made.tokens, made.lengths, made.kind, made.finished)
-        return [np.asarray(multihost_utils.process_allgather(x, tiled=True)) for x in text]
+        wanted = [made.tokens, made.lengths, made.kind, made.finished]
+        wanted += [made.states] if self.config.states else []
+        return [np.asarray(multihost_utils.process_allgather(x, tiled=True)) for x in wanted]
 
-    def _decode(self, tokens: np.ndarray, length: int, kinds: np.ndarray, finished: bool) -> Answer:
+    def _decode(
+        self,
+        tokens: np.ndarray,
+        length: int,
+        kinds: np.ndarray,
+        finished: bool,
+        states: np.ndarray | None = None,
+    ) -> Answer:
         """One row of what `_run` returns."""
         decode, stop = self.run.tokenizer.decode, self.config.stop
         text, marked = (
             cut_at(decode(tokens[:length], keep_special=keep), stop).strip() for keep in (False, True)
         )
-        links = tuple(LINKS[kind].token for kind in kinds if kind != NO_LINK)
-        return Answer(text, bool(finished), links, marked)
+        links = [LINKS[kind] for kind in kinds if kind != NO_LINK]
+        sizes = [self.run.model.queries.of(link.bank) for link in links]
+        kept = () if states is None else tuple(states[i, :size] for i, size in enumerate(sizes))
+        return Answer(text, bool(finished), tuple(link.token for link in links), marked, kept)
 
 
 def _generate(

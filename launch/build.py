@@ -15,6 +15,7 @@ from data_pipelines.collate import CollateSpec
 from data_pipelines.mixture import make_dataset
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
+from launch.decoders import decoder_configs
 from vllm2_jax.llm.llama import LlamaConfig
 from vllm2_jax.llm.lora import LoRAConfig
 from vllm2_jax.model import ModelConfig, VisionLLMv2
@@ -106,6 +107,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> ModelConfig:
         regions=RegionConfig(**sizes["regions"], width=vision.width, width_out=llm.width, patch=vision.patch),
         llm=llm,
         queries=QueryCounts(**sizes["queries"]),
+        decoders=decoder_configs(sizes["decoders"], config.dtype),
         dtype=config.dtype,
         remat=config.remat.to_dict(),
         attention=config.attention,

@@ -4,9 +4,12 @@
     python -m launch.generate --workdir runs/demo --image scene.png --question "What colour is the circle?"
     python -m launch.generate --workdir runs/demo --image scene.png --region 0.1,0.1,0.5,0.5 \\
         --question "What is <region>?"
+    python -m launch.generate --workdir runs/paint --question "Paint this: A large red star." --out pictures
 
 Every --image stands in front of the question unless the question places it with <image>. Every --region
 is a box x1,y1,x2,y2 in parts of the last picture's width and height, written <region> in the question.
+Where an answer calls a decoder that paints, its picture is written to the folder --out; an edit starts from
+the last --image.
 """
 
 import argparse
@@ -15,12 +18,14 @@ import itertools
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from PIL import Image
 
 from data_pipelines.conversation import region_text
 from data_pipelines.errors import DataError
@@ -28,7 +33,10 @@ from data_pipelines.example import Example, no_regions
 from data_pipelines.images import Tiling, load_image
 from data_pipelines.masks import box_in_tile
 from launch.answer import AnswerConfig, Answerer
+from launch.brush import Brush
 from launch.build import Run, build_run
+from vllm2_jax.decoders.diffusion import PAINTERS
+from vllm2_jax.decoders.diffusion.samplers import SAMPLERS
 from vllm2_jax.tokens import LINKS
 from vllm2_jax.train.checkpoint import Checkpoints, load_weights
 from vllm2_jax.train.state import random_model
@@ -51,9 +59,14 @@ def parser() -> argparse.ArgumentParser:
     add("--max_new", type=int, default=64, help="columns of an answer at most")
     add("--temperature", type=float, default=0.0, help="0 takes the best token each time")
     add("--top_p", type=float, default=1.0, help="samples from the fewest tokens this probable")
-    add("--seed", type=int, default=0, help="of the sampling")
+    add("--seed", type=int, default=0, help="of the sampling, and of the noise of pictures")
     add("--stop", action="append", default=[], help="a string that ends the answer" + several)
     add("--strategy", default="single", help="how the model is laid over the devices")
+    add("--out", type=pathlib.Path, default=pathlib.Path("pictures"), help="folder for pictures")
+    add("--sampler", choices=SAMPLERS, help="of pictures; the run's own by default")
+    add("--steps", type=int, help="of the sampler")
+    add("--guidance", type=float, help="how far the words push a picture; 1 is not at all")
+    add("--image_guidance", type=float, help="how far the picture to edit pushes")
     return made
 
 
@@ -68,7 +81,9 @@ def main() -> int:
         stop=tuple(args.stop),
         seed=args.seed,
     )
-    layout = {"max_tiles": args.max_tiles, "strategy": args.strategy}
+    layout = {"max_tiles": args.max_tiles, "strategy": args.strategy, "out": args.out}
+    sampling = {name: getattr(args, name) for name in ("sampler", "steps", "guidance", "image_guidance")}
+    layout["sampling"] = {name: value for name, value in sampling.items() if value is not None}
     try:
         answer(args.workdir, args.question, args.image, args.region, settings, **layout)
     except (DataError, ValueError, FileNotFoundError) as error:
@@ -86,6 +101,8 @@ def answer(
     *,
     max_tiles: int = 1,
     strategy: str = "single",
+    out: pathlib.Path = pathlib.Path("pictures"),
+    sampling: Mapping[str, Any] | None = None,
 ) -> None:
     """Asks the questions one after the other and prints the answers; each sees the ones before it.
 
@@ -95,20 +112,25 @@ def answer(
       settings: of the answers; rows, tiles and regions follow from the question.
       max_tiles: tiles a picture is cut into at most.
       strategy: how the model is laid over the devices.
+      out: folder for pictures that the answers paint.
+      sampling: fields of `SamplingConfig` that differ from the run's.
 
     Raises:
       DataError: a broken picture, or marks that do not fit the pictures and regions.
-      ValueError: a region that is no box.
+      ValueError: a region that is no box, an impossible number of steps, or an edit without a picture.
       FileNotFoundError: no checkpoint.
     """
     run = saved_run(workdir, strategy)
     size = run.model.vision.image_size
     tiling = Tiling("anyres", size, max_tiles)
-    images = [tiling(load_image(path)) for path in pictures]
+    whole = [load_image(path) for path in pictures]
+    images = [tiling(picture) for picture in whole]
     masks = boxes(regions, size)
     tiles = sum(len(image) for image in images)
     model = load_weights(workdir / "checkpoints", random_model(run.plan))
-    answerer = Answerer(run, dataclasses.replace(settings, rows=1, tiles=tiles, regions=len(masks)))
+    settings = dataclasses.replace(settings, rows=1, tiles=tiles, regions=len(masks), states=True)
+    answerer = Answerer(run, settings)
+    brush = Brush(run, sampling or {}, settings.seed)
     turns: list[tuple[str, str]] = []
     for number, question in enumerate(questions):
         turns = [*turns, ("human", place_marks(question, len(images), first=number == 0))]
@@ -125,7 +147,11 @@ def answer(
         )
         (found,) = answerer(model, [example])
         print(found.text)
-        note_links(found.links)
+        for name, picture in brush(model, found, whole[-1] if whole else None):
+            out.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(out / f"{number + 1}_{name}.png")
+            print(out / f"{number + 1}_{name}.png")
+        note_links(found.links, run)
         turns = [*turns, ("gpt", found.text)]
 
 
@@ -170,11 +196,15 @@ def boxes(texts: Sequence[str], size: int) -> np.ndarray:
     return np.concatenate(masks)
 
 
-def note_links(links: tuple[str, ...]) -> None:
-    """Says which decoders the answer called."""
+def note_links(links: tuple[str, ...], run: Run) -> None:
+    """Says which decoders the answer called that did not do anything here."""
     decoders = {link.token: link.decoder for link in LINKS}
     for link in links:
-        print(f"[{link.upper()}] calls {decoders[link]}, which this model does not have", file=sys.stderr)
+        decoder = decoders[link]
+        if decoder not in run.model.decoders:
+            print(f"[{link.upper()}] calls {decoder}, which this model does not have", file=sys.stderr)
+        elif decoder not in PAINTERS:
+            print(f"[{link.upper()}] calls {decoder}; see launch.predict", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 """What `config.eval.tasks` holds out: questions with known answers, pictures with known objects, and scores.
 
 A task without a decoder asks every question of its examples; the model answers in words. A task with a
-decoder gives the answer, whose links say what to look for; the decoder finds it. `metrics` names what is
-scored (keys of `vllm2_jax.evals.EVALS`).
+decoder gives the answer, whose links say what to look for or to paint; the decoder does it. `metrics` names
+what is scored (keys of `vllm2_jax.evals.EVALS`).
 """
 
 import dataclasses
@@ -13,9 +13,11 @@ from typing import Any
 from data_pipelines.example import Example
 from launch.answer import Answer, AnswerConfig, Answerer
 from launch.build import Config, Run
+from launch.paintings import Painting, paint, read_commissions
 from launch.perceive import Seen
 from launch.sights import look, open_datasets, read_sights
-from vllm2_jax.evals import EVALS, MAPS, OBJECTS, WORDS
+from vllm2_jax.decoders.diffusion import PAINTERS
+from vllm2_jax.evals import EVALS, MAPS, OBJECTS, PICTURES, WORDS
 from vllm2_jax.evals.metric import Question
 from vllm2_jax.model import VisionLLMv2
 
@@ -55,11 +57,12 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What came out: named values, answers in the order of the cases, the first pictures of each sight."""
+    """What came out: named values, answers in the order of the cases, the first pictures of each task."""
 
     scores: dict[str, float]
     answers: list[Answer]
     seen: dict[str, list[Seen]]
+    painted: dict[str, list[Painting]]
 
 
 class Heldout:
@@ -76,7 +79,8 @@ class Heldout:
         self.cases = read_cases(config, run, count)
         self.answerer = make_answerer(config, run) if self.cases else None
         self.sights = read_sights(config, run, count)
-        if not self.cases and not self.sights:
+        self.commissions = read_commissions(config, run, count)
+        if not self.cases and not self.sights and not self.commissions:
             raise ValueError("nothing to evaluate: config.eval.tasks names no dataset with records")
 
     def __call__(self, model: VisionLLMv2) -> Results:
@@ -89,7 +93,11 @@ class Heldout:
         for sight in self.sights:
             seen[sight.name], found = look(sight, model)
             scores |= found
-        return Results(scores, answers, seen)
+        painted = {}
+        for commission in self.commissions:
+            painted[commission.name], found = paint(commission, model)
+            scores |= found
+        return Results(scores, answers, seen, painted)
 
 
 def read_cases(config: Config, run: Run, count: int | None = None) -> list[Case]:
@@ -164,6 +172,7 @@ def check_metrics(config: Config) -> None:
     """Raises ValueError for a task whose metrics are unknown, missing, or of the wrong kind."""
     for task, entry in config.eval.tasks.to_dict().items():
         names, known = entry.get("metrics", ()), OBJECTS | MAPS if entry.get("decoder") else WORDS
+        known = PICTURES if entry.get("decoder") in PAINTERS else known
         unknown = [name for name in names if name not in known]
         if unknown or (entry.get("decoder") and not names):
             wrong = f"does not take the metrics {unknown}" if unknown else "needs `metrics`"

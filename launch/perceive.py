@@ -117,7 +117,9 @@ def read(
     if "masks" in found:
         masks = encode(postprocess.instance_masks(found["masks"][keep], inside, size))
     if "keypoints" in found:
-        points = number(found["keypoints"][keep] * np.array(size[::-1]), keypoint_ids(example, decoder))
+        points = found["keypoints"][keep] * np.array(size[::-1])
+        # Links that found no room have no point; theirs stay zero.
+        points = number(points, keypoint_ids(example, decoder)[: points.shape[1]])
     if "classes" in found:
         maps = found["classes"][: len(names)]
         classes = LabelMap(postprocess.class_map(maps, inside, size), tuple(example.meta["classes"]))

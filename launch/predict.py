@@ -123,13 +123,12 @@ def main() -> int:
     logging.set_verbosity(logging.WARNING)
     try:
         asked = Asked(args.task, (args.phrase,) if args.phrase else args.classes, args.keypoints)
-        seen, picture = predict(
-            args.workdir,
-            args.image,
-            asked,
-            generated=args.generate,
-            max_tiles=args.max_tiles,
-            strategy=args.strategy,
+        run, mixture = saved_run(args.workdir, args.strategy), saved_config(args.workdir).data.mixture
+        capacities = capacities_of(mixture.to_dict(), TASKS[args.task].decoder)
+        model = load_weights(args.workdir / "checkpoints", random_model(run.plan))
+        picture = load_image(args.image)
+        seen, asked = predict(
+            run, model, picture, asked, capacities, generated=args.generate, max_tiles=args.max_tiles
         )
     except (DataError, ValueError, FileNotFoundError) as error:
         print(f"launch.predict: {error}", file=sys.stderr)
@@ -141,49 +140,44 @@ def main() -> int:
 
 
 def predict(
-    workdir: pathlib.Path,
-    image: pathlib.Path,
+    run: Run,
+    model: VisionLLMv2,
+    picture: UInt8[np.ndarray, "H W 3"],
     asked: Asked,
+    capacities: Mapping[str, Any],
     *,
     generated: bool = False,
     max_tiles: int = 1,
-    strategy: str = "single",
-) -> tuple[Seen, UInt8[np.ndarray, "H W 3"]]:
-    """What a decoder finds, and the picture.
+) -> tuple[Seen, Asked]:
+    """What a decoder finds in a picture, and what it looked for.
 
     Args:
-      workdir: of the run whose newest checkpoint looks.
-      image: the picture's file.
+      run, model: with this task's decoder.
+      picture: any size.
       asked: what to look for.
-      generated: the model writes the answer itself, and may call fewer links or others than asked for.
+      capacities: static sizes of the decoder's input.
+      generated: the model writes the answer itself, and may call other links than those asked for.
       max_tiles: tiles that the picture is cut into at most for the language model.
-      strategy: how the model is laid over the devices.
 
     Raises:
-      DataError: a broken picture.
-      ValueError: the run has no such decoder, or the generated answer calls no link.
-      FileNotFoundError: no checkpoint.
+      ValueError: the generated answer calls no link of this task.
     """
-    run = saved_run(workdir, strategy)
     task = TASKS[asked.task]
-    capacities = capacities_of(saved_config(workdir).data.mixture.to_dict(), task.decoder)
-    picture = load_image(image)
     tiles = Tiling("anyres", run.model.vision.image_size, max_tiles)(picture)
-    model = load_weights(workdir / "checkpoints", random_model(run.plan))
     question = "<image>\n" + QUESTIONS[task.wording][0].format(*slots(asked))
-    answer = ANSWERS[task.wording][0].format(*links(asked, run))
     if generated:
         answer = write_answer(run, model, question, tiles)
         asked = answered(answer, asked)
+    else:
+        answer = ANSWERS[task.wording][0].format(*links(asked, run))
     example = Example(
         source="command line",
-        file=str(image),
+        file="the command line",
         record=asked.task,
         turns=[("human", question), ("gpt", answer)],
         images=[tiles],
         targets={task.decoder: no_objects(picture, asked)},
         meta={
-            # An answer that is one phrase has no name in front of its link.
             "classes": list(asked.classes),
             "keypoints": list(asked.keypoints),
             "truth": {"size": picture.shape[:2]},
@@ -191,12 +185,13 @@ def predict(
     )
     places = {task.token: len(asked.classes)} | ({"pose": len(asked.keypoints)} if asked.keypoints else {})
     shape = TaskShape(1, task.decoder, len(tiles), links=places, capacities=capacities)
+    # As many columns as this answer has: it may name more classes than the run's own rows have room for.
     roomy = dataclasses.replace(run.spec, length=1 << 20)
     columns = len(columns_of(example, run.tokenizer, roomy, [len(tiles)]).ids)
     run = dataclasses.replace(run, spec=dataclasses.replace(run.spec, length=-(-columns // 64) * 64))
     perceiver = Perceiver(run, shape, rows=1, masks=task.masks, classes=task.maps)
     (seen,) = perceiver(model, [example])
-    return seen, picture
+    return seen, asked
 
 
 def capacities_of(mixture: Mapping[str, Any], decoder: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from PIL import Image
 from launch.answer import Answer
 from launch.draw import draw_classes, draw_objects
 from launch.heldout import Case, Results
+from launch.paintings import Painting
 from launch.perceive import Seen
 from launch.truth import classes_of, keypoint_names, objects_of, picture_size
 from vllm2_jax.evals.exact_match import matches
@@ -48,7 +49,7 @@ def write_report(
     Args:
       path: of the file.
       cases: the questions.
-      results: what the model said, in the same order, and what its decoders saw.
+      results: what the model said, in the same order, and what its decoders saw and painted.
       scores: column title -> metric -> share.
       log: lines of `metrics.jsonl`, for the curve.
     """
@@ -61,6 +62,9 @@ def write_report(
     for name, seen in results.seen.items():
         shown = [_sight(one) for one in seen]
         sections.append(f"<h2>{html.escape(name)}</h2>{''.join(shown)}")
+    for name, painted in results.painted.items():
+        shown = [_painting(one) for one in painted]
+        sections.append(f"<h2>{html.escape(name)}</h2><div class=cards>{''.join(shown)}</div>")
     path.write_text(
         "<!doctype html><html lang=en><meta charset=utf-8><title>Evaluation</title>"
         f"<style>{_STYLE}</style><h1>Held out</h1>{_table(scores)}"
@@ -121,6 +125,21 @@ def _sight(seen: Seen) -> str:
     )
 
 
+def _painting(painting: Painting) -> str:
+    """What a decoder painted, after what it started from and before what was wanted."""
+    pages = {"before": painting.before, "painted": painting.picture, "truth": painting.wanted}
+    figures = "".join(
+        f"<figure>{_large(page)}<figcaption class=small>{title}</figcaption></figure>"
+        for title, page in pages.items()
+        if page is not None
+    )
+    request = next(text for who, text in painting.example.turns if who == "human")
+    return (
+        f"<div class=card><div class=pair>{figures}</div><div class=q>{html.escape(_readable(request))}</div>"
+        f"<div class=small>{html.escape(painting.example.record)}</div></div>"
+    )
+
+
 def _readable(question: str) -> str:
     for mark in ("<image>", "<region>", "<reg>", "</reg>"):
         question = question.replace(mark, "")
@@ -136,6 +155,11 @@ def _picture(case: Case) -> str:
         inner = mask.copy()
         inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
         pixels[mask & ~inner] = 255
+    return _large(pixels)
+
+
+def _large(pixels: np.ndarray) -> str:
+    """A small picture with its pixels as squares."""
     return _image(Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Held-out pictures for the decoders: what one finds in them, and its scores."""
+"""Held-out pictures for the decoders that see: what one finds in them, and its scores."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from data_pipelines.mixture import open_source
 from launch.build import Config, Run, fill_root
 from launch.perceive import Perceiver, Seen
 from launch.truth import classes_of, objects_of
+from vllm2_jax.decoders.diffusion import PAINTERS
 from vllm2_jax.evals import EVALS, MAPS, MASKS
 from vllm2_jax.evals.metric import gather
 from vllm2_jax.model import VisionLLMv2
@@ -69,11 +70,11 @@ def open_datasets(
 
 
 def read_sights(config: Config, run: Run, count: int | None = None) -> list[Sight]:
-    """The datasets of the tasks with a decoder."""
+    """The datasets of the tasks with a decoder that sees."""
     sights, pictures = [], config.eval.pictures
     for task, dataset, entry, source in open_datasets(config, run, count):
-        if entry.get("decoder"):
-            shape = TaskShape(rows=1, **{key: entry[key] for key in _SHAPE_KEYS if key in entry})
+        if entry.get("decoder") and entry["decoder"] not in PAINTERS:
+            shape = task_shape(entry)
             name = task if len(entry["datasets"]) == 1 else f"{task}/{dataset}"
             metrics = tuple(entry["metrics"])
             perceiver = Perceiver(
@@ -85,6 +86,11 @@ def read_sights(config: Config, run: Run, count: int | None = None) -> list[Sigh
             )
             sights.append(Sight(name, source, metrics, perceiver))
     return sights
+
+
+def task_shape(entry: Mapping[str, Any]) -> TaskShape:
+    """The static shape of one row of a task of `config.eval.tasks`."""
+    return TaskShape(rows=1, **{key: entry[key] for key in _SHAPE_KEYS if key in entry})
 
 
 def look(sight: Sight, model: VisionLLMv2) -> tuple[list[Seen], dict[str, float]]:

@@ -229,5 +229,15 @@ class VisionLLMv2(nnx.Module):
 
 
 def _join_rows(*tasks: Array) -> Array:
-    """Rows of several tasks for one decoder, `[G, r, ...] -> [G * sum(r), ...]`, group by group."""
-    return constrain(flatten_groups(jnp.concatenate(tasks, axis=1)), "batch", *[None] * (tasks[0].ndim - 2))
+    """Rows of several tasks for one decoder, `[G, r, ...] -> [G * sum(r), ...]`, group by group.
+
+    Tasks may have room for different numbers of links and objects: zeros, which no `valid` counts, fill up.
+    """
+    room = [max(sizes) for sizes in zip(*(x.shape[2:] for x in tasks), strict=True)]
+
+    def fill(x: Array) -> Array:
+        more = [(0, most - size) for most, size in zip(room, x.shape[2:], strict=True)]
+        return jnp.pad(x, [(0, 0), (0, 0), *more])
+
+    rows = flatten_groups(jnp.concatenate([fill(x) for x in tasks], axis=1))
+    return constrain(rows, "batch", *[None] * (rows.ndim - 1))

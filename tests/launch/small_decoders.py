@@ -1,15 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run with both decoders that see, small enough for tests."""
 
-import json
-import pathlib
-
 import ml_collections
 
-from launch import build
 from tests.distributed.tiny import tiny_config
-from vllm2_jax.train.checkpoint import Checkpoints
-from vllm2_jax.train.state import create
 
 BACKBONE = {"width": 8, "depths": (1, 1, 1, 1), "heads": (1, 1, 1, 1), "window": 4}
 LAYERS = {"width": 32, "backbone": BACKBONE, "encoder_layers": 1, "drop_path": 0.0}
@@ -93,11 +87,3 @@ def config() -> ml_collections.ConfigDict:
         made.eval.tasks = ml_collections.ConfigDict({"chat": chat, **heldout})
         made.optimizer.groups = ((r".", 1.0),)
     return made
-
-
-def save(folder: pathlib.Path) -> None:
-    """A checkpoint of the random model, with its config."""
-    made = build.build_run(config())
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        saved = json.loads(config().to_json_best_effort())
-        checkpoints.save(0, create(made.plan), build.data_iterator(config(), made), saved)

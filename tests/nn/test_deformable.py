@@ -43,8 +43,11 @@ def looped(value, locations, weights):
     return out.reshape(rows, queries, -1)
 
 
-def flat(implementation):
-    return lambda value, *where: implementation(value, SHAPES, *where).reshape(*where[0].shape[:2], -1)
+def flat(implementation, **options):
+    def run(value, *where):
+        return implementation(value, SHAPES, *where, **options).reshape(*where[0].shape[:2], -1)
+
+    return run
 
 
 # What `sample` chooses among, each in one chunk and in many; levels are read by row or by product.
@@ -53,8 +56,8 @@ WAYS = {
     "taps": (flat(sample_taps.sample_taps), {}),
     "taps, chunks": (flat(sample_taps.sample_taps), {"PAIRS": 16, "STORED": 8}),
     "product": (flat(sample_rows.sample_rows), {}),
-    "rows": (flat(sample_rows.sample_rows), {"FEW": 0}),
-    "both, chunks": (flat(sample_rows.sample_rows), {"FEW": 12, "CHUNK": 1}),
+    "rows": (flat(sample_rows.sample_rows, few=0), {}),
+    "both, chunks": (flat(sample_rows.sample_rows, few=12), {"CHUNK": 1}),
 }
 
 

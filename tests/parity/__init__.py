@@ -45,7 +45,16 @@ COMPONENTS: dict[str, dict[str, Callable[[pathlib.Path], Iterator[Case]]]] = {
     },
     "grounding_dino": {
         name: _part(f"grounding_dino_{name}")
-        for name in ("units", "backbone", "deformable", "matcher", "training", "postproc")
+        for name in (
+            "units",
+            "backbone",
+            "deformable",
+            "layers",
+            "inference",
+            "matcher",
+            "training",
+            "postproc",
+        )
     },
     "unipose": {
         name: _part(f"unipose_{name}")

@@ -4,10 +4,9 @@
 from vllm2_jax.convert.rules import Rule, Table
 from vllm2_jax.convert.transforms import (
     CONV,
+    POINTWISE,
     TRANSPOSE,
-    chain,
     join_heads,
-    permute,
     split,
     split_heads,
     split_heads_bias,
@@ -15,9 +14,6 @@ from vllm2_jax.convert.transforms import (
 )
 from vllm2_jax.vision.region_query import HEADS
 from vllm2_jax.vision.regions import RegionConfig
-
-# The official last layer is a convolution of one pixel: [out, in, 1, 1] -> [1, 1, in, out] -> [in, out].
-POINTWISE = chain(permute(2, 3, 1, 0), squeeze(2))
 
 
 def table(config: RegionConfig) -> Table:

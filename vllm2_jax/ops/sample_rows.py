@@ -29,8 +29,14 @@ def sample_rows(
     shapes: Shapes,
     locations: Float[Array, "B Q H L P 2"],
     weights: Float[Array, "B Q H L P"],
+    *,
+    few: int = FEW,
 ) -> Float[Array, "B Q H D"]:
-    """Weighted sum of bilinear samples, float32; arguments as in `nn.deformable.sample`."""
+    """Weighted sum of bilinear samples, float32; arguments as in `nn.deformable.sample`.
+
+    Args:
+      few: levels with up to that many cells are sampled by a matrix product.
+    """
     value = value.swapaxes(1, 2)  # [B, H, S, D]
     # Queries are the last axis: all that is computed for a point are long vectors.
     places = locations.astype(jnp.float32).transpose(3, 5, 4, 0, 2, 1)  # [L, 2, P, B, H, Q]
@@ -39,7 +45,7 @@ def sample_rows(
     for (h, w), place, weight in zip(shapes, places, weights, strict=True):
         cells = value[:, :, start : start + h * w]
         x, y = place[0] * w - 0.5, place[1] * h - 0.5
-        if h * w <= FEW:
+        if h * w <= few:
             out = out + _by_product(cells, (h, w), x, y, weight)
         else:
             tables.append(_blocks(cells, (h, w)))

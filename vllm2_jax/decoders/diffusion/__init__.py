@@ -3,3 +3,6 @@
 
 Read `painter.py` first: what both are made of.
 """
+
+# Their keys in `vllm2_jax.decoders.DECODERS`.
+PAINTERS = ("stable_diffusion", "instruct_pix2pix")

@@ -67,7 +67,7 @@ class Fusion(nnx.Module):
         scores = jnp.einsum(
             "bshd,bkhd->bhsk", query, self.class_key(classes), preferred_element_type=jnp.float32
         )
-        least = jnp.finfo(jnp.float32).min
+        least = float(jnp.finfo(jnp.float32).min)
         if self.faithful:
             # The maximum over all rows hands the NaN of a row without classes to the others.
             scores, least = scores - jax.lax.stop_gradient(scores.max()), -jnp.inf

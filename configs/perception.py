@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detection, referring and segmentation on synthetic scenes: a tiny model with a tiny grounding decoder.
+
+    python -m launch.train --config configs/perception.py --workdir runs/perception
+
+On a CPU, from nothing.
+"""
+
+import ml_collections
+
+from configs import base
+from configs.groups import GROUPS
+from configs.mixtures import MIXTURES
+from configs.sizes import TINY_DECODERS
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Changes to `configs/base.py`."""
+    config = base.get_config("tiny")
+    with config.unlocked(), config.ignore_type():
+        config.steps = 2000
+        config.dtype = "float32"  # CPUs have no fast bfloat16
+        config.model.vision.update(width=128, depth=2, mlp=384)
+        config.model.vision_layer = -1
+        config.model.llm.update(width=128, depth=3, heads=4, kv_heads=4, mlp=384)
+        config.model.decoders = {"grounding_dino": TINY_DECODERS["grounding_dino"]}
+        config.data.mixture = MIXTURES["synthetic_perception"]
+        config.data.groups = 1
+        config.data.length = 160
+        config.optimizer.groups = GROUPS["all_links"]
+        config.optimizer.peak = 8e-4
+        config.optimizer.b2 = 0.95  # 0.999 remembers longer than this run lasts
+        config.log_every = 50
+    return config

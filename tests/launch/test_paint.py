@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoders that paint inside the whole model: a train step, evaluation with its report, pictures of answers."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from launch import build
+from launch.answer import Answer
+from launch.brush import Brush
+from launch.heldout import Heldout, check_metrics
+from launch.report import write_report
+from tests.launch.small_painters import config
+from vllm2_jax.nn.axes import axis_rules
+from vllm2_jax.sharding.partition import global_batch
+from vllm2_jax.train.state import create
+
+
+@functools.cache
+def run():
+    return build.build_run(config())
+
+
+@functools.cache
+def trained():
+    """The state after one step, its metrics, and the state before."""
+    made, batch = run(), next(build.data_iterator(config(), run()))["batch"]
+    before = create(made.plan)
+    kept = jax.device_get(before)
+    with jax.set_mesh(made.mesh), axis_rules(made.strategy.activation_rules):
+        step = jax.jit(made.train_step, out_shardings=(made.plan.shardings, None))
+        after, metrics = step(before, global_batch(made.mesh, made.strategy.rules, batch))
+    return after, jax.device_get(metrics), kept
+
+
+def test_a_step_trains_what_the_table_says():
+    after, metrics, before = trained()
+    terms = {name for name in metrics if "/noise" in name or "/caption" in name}
+    assert terms == {f"{d}/{t}" for d in config().model.decoders for t in ("noise", "caption")}
+    assert all(metrics[name][1] == 2 for name in terms)  # two groups of one row
+    moved = {
+        path: bool(np.any(np.asarray(new) != old))
+        for (path, new), old in zip(
+            jax.tree_util.tree_leaves_with_path(after.params), jax.tree.leaves(before.params), strict=True
+        )
+    }
+    names = {jax.tree_util.keystr(path): value for path, value in moved.items()}
+    for part in ("unet", "mapper"):
+        assert any(value for name, value in names.items() if f"'{part}'" in name), part
+    # The gradient runs through the decoders into the queries and the language model.
+    for name in ("['queries']['gen']", "['queries']['edit']", "['llm']['norm']['scale']"):
+        assert any(value for path, value in names.items() if path.startswith(name)), name
+
+
+def test_heldout_pictures_are_scored_and_shown(tmp_path):
+    heldout = Heldout(config(), run())
+    model = build.rebuild(run(), trained()[0])
+    results = heldout(model)
+    assert set(results.scores) == {
+        *("t2i/agreement/shape", "t2i/agreement/colour", "t2i/agreement/both"),
+        *("edit/edits/error", "edit/edits/unchanged", "edit/edits/ratio"),
+    }
+    assert [one.number for one in results.painted["t2i"]] == [0, 1, 2]
+    assert all(one.picture.shape == (16, 16, 3) for one in results.painted["edit"])
+    again = heldout(model)
+    np.testing.assert_array_equal(results.painted["t2i"][2].picture, again.painted["t2i"][2].picture)
+    write_report(tmp_path / "report.html", [], results, {"trained": results.scores}, [])
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<figcaption class=small>painted</figcaption>") == 6
+    assert text.count("<figcaption class=small>before</figcaption>") == 3
+
+
+def test_metrics_have_to_fit_the_decoder():
+    wrong = config()
+    with wrong.unlocked():
+        wrong.eval.tasks.t2i.metrics = ("box",)
+    with pytest.raises(ValueError, match="t2i does not take the metrics .'box'.*agreement, edits"):
+        check_metrics(wrong)
+
+
+def answer(*links):
+    states = np.random.default_rng(0).normal(size=(5, run().model.llm.width)).astype(np.float32)
+    return Answer("done", True, links, "done", (states,) * len(links))
+
+
+def test_links_of_an_answer_become_pictures():
+    model = build.rebuild(run(), trained()[0])
+    photo = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    brush = Brush(run(), {"steps": 3}, seed=4)
+    made = dict(brush(model, answer("gen", "det", "edit", "gen"), photo))
+    assert list(made) == ["1_gen", "3_edit", "4_gen"]
+    assert all(picture.shape == (16, 16, 3) and picture.dtype == np.uint8 for picture in made.values())
+    assert np.any(made["1_gen"] != made["4_gen"])  # each link has its own noise
+    with pytest.raises(ValueError, match="there is none: give one with --image"):
+        list(brush(model, answer("edit"), None))
+    with pytest.raises(ValueError, match="steps=0"):
+        list(Brush(run(), {"steps": 0}, seed=0)(model, answer("gen"), None))

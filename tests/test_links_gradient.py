@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decoder's losses train what calls it: its query bank, the language model, the tokens before the link."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from launch.build import build_run, make_model
+from tests.decoders.grounding_dino.tiny import perception_batch, perception_config
+from vllm2_jax import links
+from vllm2_jax.batch import flatten_groups, mean
+from vllm2_jax.nn.paths import flatten_paths
+
+TASKS = {"det": "det", "grd": "grd", "seg": "seg"}  # task -> the special token that calls the decoder
+
+
+@pytest.fixture(scope="module")
+def run():
+    return build_run(perception_config(**{"sharding.strategy": "single"}))
+
+
+@pytest.fixture(scope="module")
+def gradients(run):
+    """Task -> gradient of the decoder's losses alone, by path."""
+    graph, params = nnx.split(make_model(run.model, 0))
+    batch = jax.tree.map(lambda x: x[:2], perception_batch())
+
+    @jax.jit
+    def of(params, rows):
+        def loss(params):
+            terms, _ = nnx.merge(graph, params).losses(rows, key=jax.random.key(0))
+            return sum(mean(value) for name, value in terms.items() if name.startswith("grounding_dino/"))
+
+        return jax.value_and_grad(loss)(params)
+
+    found = {}
+    for task in TASKS:
+        value, gradient = of(params, {task: batch[task]})
+        assert np.isfinite(value) and value > 0
+        found[task] = {path: np.asarray(leaf) for path, leaf in flatten_paths(gradient)[0].items()}
+    return found
+
+
+def size(x):
+    return float(np.abs(x).max())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_reaches_the_bank_and_the_language_model(gradients, task):
+    found = gradients[task]
+    assert all(np.isfinite(x).all() for x in found.values())
+    assert (np.abs(found["queries/det"]).max(-1) > 1e-7).all()  # every query of the link
+    for bank in ("pose", "gen", "edit"):
+        assert size(found[f"queries/{bank}"]) == 0
+    llm = [path for path in found if path.startswith("llm/layers/")]
+    # The states are read after the last norm, so every layer counts.
+    assert llm and all(
+        (np.abs(found[path]).reshape(len(found[path]), -1).max(-1) > 1e-9).all() for path in llm
+    )
+    assert size(found["llm/head"]) == 0  # no word is predicted here
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_reaches_what_stands_before_the_link(run, gradients, task):
+    ids = run.tokenizer.ids
+    rows = gradients[task]["llm/embed"]
+    assert size(rows[getattr(ids, TASKS[task])]) > 1e-7  # the routing token
+    assert size(rows[ids.emb]) == 0  # query columns come from the bank, not from the token
+    assert size(gradients[task]["bridge/layers/0/kernel"]) > 1e-9  # and the picture's tokens
+
+
+def test_one_step_trains_everything_together(run):
+    """All three tasks call one decoder; their rows have different room for links and objects."""
+    batch = jax.tree.map(lambda x: x[:2], perception_batch())
+    model = make_model(run.model, 0)
+    terms, _ = jax.jit(lambda model, batch: model.losses(batch, key=jax.random.key(1)))(model, batch)
+    objects = sum(int(batch[task].targets["grounding_dino"]["valid"].sum()) for task in TASKS)
+    assert float(terms["grounding_dino/box"][1]) == objects
+    assert all(np.isfinite(float(mean(value))) for value in terms.values())
+    found = jax.jit(lambda model, rows: model.predict(rows, "grounding_dino"))(model, batch["grd"])
+    assert ((found.scores >= 0) & (found.scores <= 1)).all() and (found.labels == 0).all()
+
+
+def test_a_row_without_links_asks_for_nothing(run):
+    """Its states are those of some other column and must not matter, to it or to its neighbours."""
+    batch = jax.tree.map(lambda x: np.array(x[:2]), perception_batch())["det"]
+    decoder = make_model(run.model, 0).decoders["grounding_dino"]
+    hidden = np.random.default_rng(0).normal(size=(2, 1, 160, run.model.llm.width)).astype(np.float32)
+    batch.link_valid[1] = False
+    batch.targets["grounding_dino"]["valid"][1] = False
+    targets = {name: flatten_groups(jnp.asarray(x)) for name, x in batch.targets["grounding_dino"].items()}
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(hidden):
+        states = jax.tree.map(flatten_groups, links.read(hidden, batch))
+        return sum(mean(x) for x in decoder.loss(states, targets, key=jax.random.key(0)).values())
+
+    value, gradient = loss(jnp.asarray(hidden))
+    assert np.isfinite(value) and value > 0
+    assert size(gradient[0]) > 1e-6 and size(gradient[1]) == 0
+    hidden[1] += 3
+    np.testing.assert_allclose(loss(jnp.asarray(hidden))[0], value, rtol=1e-6)
