@@ -266,8 +266,8 @@ def test_blank_batches_have_the_shapes_of_real_ones(tokenizer):
         ({"t": {"datasets": {"a": {}}}}, "task 't' .*needs `rows`"),
         ({"t": {"rows": 1, "datasets": {}}}, "task 't' .*needs `rows` and `datasets`"),
         (
-            {"t": {"rows": 1, "decoder": "unipose", "links": {"pose": 17}, "datasets": {"a": {}}}},
-            "task 't' .*'unipose' has no function",
+            {"t": {"rows": 1, "decoder": "oracle", "links": {"pose": 17}, "datasets": {"a": {}}}},
+            "task 't' .*'oracle' has no function",
         ),
     ],
 )
