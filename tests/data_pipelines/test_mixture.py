@@ -269,6 +269,18 @@ def test_blank_batches_have_the_shapes_of_real_ones(tokenizer):
             {"t": {"rows": 1, "decoder": "oracle", "links": {"pose": 17}, "datasets": {"a": {}}}},
             "task 't' .*'oracle' has no function",
         ),
+        (
+            {
+                task: {
+                    "rows": 1,
+                    "decoder": "unipose",
+                    "links": {"det": classes, "pose": 17},
+                    "datasets": {"a": {}},
+                }
+                for task, classes in (("t", 1), ("u", 2))
+            },
+            r"tasks 't' and 'u' .* several kinds, .*'det': 1.* and .*'det': 2.*: give both the same",
+        ),
     ],
 )
 def test_impossible_mixtures(mixture, message):
