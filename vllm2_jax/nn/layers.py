@@ -96,6 +96,7 @@ def patch_conv(
     bias: bool,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
+    bias_init: Callable = nnx.initializers.zeros,
     axes: Axes = (None, None, None, "embed"),
 ) -> nnx.Conv:
     """A convolution with stride = kernel size, `[N, H, W, channels] -> [N, H/patch, W/patch, width]`."""
@@ -106,6 +107,7 @@ def patch_conv(
         strides=(patch, patch),
         padding="VALID",
         use_bias=bias,
+        bias_init=bias_init,
         dtype=dtype,
         param_dtype=jnp.float32,
         kernel_metadata={"axes": axes},

@@ -188,7 +188,12 @@ class Swin(nnx.Module):
     """Pictures of any size to the maps of the wanted stages, finest first."""
 
     def __init__(self, config: SwinConfig, *, dtype: DTypeLike, remat: str = "none", rngs: nnx.Rngs):
-        self.patches = patch_conv(3, config.width, config.patch, bias=True, dtype=dtype, rngs=rngs)
+        # The zeros around a picture become this bias. Were it 0 at first, every norm over them would enlarge
+        # their gradient 1 / sqrt(eps) times, to infinity after a few.
+        bias = nnx.initializers.normal(0.1)
+        self.patches = patch_conv(
+            3, config.width, config.patch, bias=True, bias_init=bias, dtype=dtype, rngs=rngs
+        )
         self.norm = LayerNorm(config.width, eps=config.eps, rngs=rngs)
         stages = range(1 + max(config.stages))
         self.stages = nnx.List([Stage(config, stage, dtype=dtype, rngs=rngs) for stage in stages])
