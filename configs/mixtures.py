@@ -20,15 +20,15 @@ _SYNTHETIC = {
     },
 }
 
-# What the grounding decoder learns from scenes: objects of classes, what an expression means, class areas.
-_PERCEPTION = {
+# What the grounding decoder learns from scenes: objects of classes, what an expression means, areas of a class.
+_PERCEPTION: dict[str, dict[str, Any]] = {
     task: {
         "rows": rows,
         "tiles": 1,
         "decoder": "grounding_dino",
         "links": {task: links},
-        "capacities": {"size": 128, "objects": objects},
-        "datasets": {"synthetic": {"task": task, "level": "medium", "decoder_size": 128}},
+        "capacities": {"size": 96, "objects": objects},
+        "datasets": {"synthetic": {"task": task, "level": "medium", "decoder_size": 96}},
     }
     for task, rows, links, objects in (("det", 8, 8, 4), ("grd", 4, 1, 1), ("seg", 4, 8, 4))
 }
@@ -97,7 +97,10 @@ MIXTURES: dict[str, dict[str, Any]] = {
     },
 }
 
-# Questions with known answers for evaluation; the same form without rows.
+# Questions with known answers and pictures with known objects, for evaluation; the same form without rows,
+# and for a task with a decoder the `metrics`, keys of `vllm2_jax.evals.EVALS`.
+_METRICS = {"det": ("box", "mask", "count"), "grd": ("refer",), "seg": ("semantic",)}
+
 HELDOUT: dict[str, dict[str, Any]] = {
     "synthetic": {
         task: {
@@ -106,5 +109,13 @@ HELDOUT: dict[str, dict[str, Any]] = {
             "datasets": {"synthetic": {"task": task, "split": "heldout"}},
         }
         for task in ("chat", "caption", "region")
+    },
+    "synthetic_perception": {
+        task: {
+            "metrics": _METRICS[task],
+            **{key: value for key, value in entry.items() if key not in ("rows", "datasets")},
+            "datasets": {"synthetic": {**entry["datasets"]["synthetic"], "split": "heldout"}},
+        }
+        for task, entry in _PERCEPTION.items()
     },
 }

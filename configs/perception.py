@@ -2,6 +2,7 @@
 """Detection, referring and segmentation on synthetic scenes: a tiny model with a tiny grounding decoder.
 
     python -m launch.train --config configs/perception.py --workdir runs/perception
+    python -m launch.evaluate --config configs/perception.py --workdir runs/perception
 
 On a CPU, from nothing.
 """
@@ -10,7 +11,7 @@ import ml_collections
 
 from configs import base
 from configs.groups import GROUPS
-from configs.mixtures import MIXTURES
+from configs.mixtures import HELDOUT, MIXTURES
 from configs.sizes import TINY_DECODERS
 
 
@@ -25,6 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
         config.model.llm.update(width=128, depth=3, heads=4, kv_heads=4, mlp=384)
         config.model.decoders = {"grounding_dino": TINY_DECODERS["grounding_dino"]}
         config.data.mixture = MIXTURES["synthetic_perception"]
+        config.eval.tasks = ml_collections.ConfigDict(HELDOUT["synthetic_perception"])
+        config.eval.tasks = HELDOUT["synthetic_perception"]
         config.data.groups = 1
         config.data.length = 160
         config.optimizer.groups = GROUPS["all_links"]

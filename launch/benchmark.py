@@ -3,10 +3,12 @@
 
     python -m launch.benchmark core --size mid        # train step and generation against PyTorch
     python -m launch.benchmark data                   # examples a second of one core
+    python -m launch.benchmark deformable             # deformable sampling against PyTorch
+    python -m launch.benchmark deformable_tpu         # what the TPU compiler makes of it; needs no TPU
 
-`core` needs PyTorch: pip install -e '.[benchmark]'. Rounds of both sides alternate; the best round of each
-counts, since everything else on the machine only ever adds time. Nothing here is a test: a number holds for
-the machine and the moment that are printed with it.
+`core` and `deformable` need PyTorch: pip install -e '.[benchmark]'. Rounds of both sides alternate; the best
+round of each counts, since everything else on the machine only ever adds time. Nothing here is a test: a
+number holds for the machine and the moment that are printed with it.
 """
 
 import argparse
@@ -16,8 +18,6 @@ import os
 import pathlib
 import platform
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,6 +32,8 @@ from data_pipelines.mixture import make_dataset
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
 from launch.build import Run, build_run
+from launch.race import Timed, race, show
+from launch.sampling import deformable, deformable_tpu
 from vllm2_jax.batch import IGNORE, IMAGE, TEXT, Inputs, TaskRows, flatten_groups
 from vllm2_jax.llm.generate import generate
 from vllm2_jax.model import VisionLLMv2
@@ -43,7 +45,6 @@ from vllm2_jax.vision.pixels import normalize
 ROWS, COLUMNS = {"tiny": 8, "mid": 4}, {"tiny": 128, "mid": 512}
 PROMPTS, NEW_TOKENS = 8, 64
 ORDINARY = 600  # tokens below this are plain pieces of text
-Timed = Callable[[], Any]
 
 
 def core(args: argparse.Namespace) -> dict[str, Any]:
@@ -191,30 +192,6 @@ def generation(run: Run, batch: dict[str, TaskRows]) -> Timed:
     return once
 
 
-def race(sides: dict[str, Timed], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round of every side, in turns; the first call of each is not counted."""
-    for run in sides.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
-def show(title: str, times: dict[str, list[float]], units: int, unit: str) -> None:
-    """A table of one race; the ratio says how many times faster we are."""
-    best = {name: min(found) for name, found in times.items()}
-    print(f"\n{title}")
-    for name, found in times.items():
-        print(
-            f"  {name:<18} best {best[name]:8.3f} s   median {np.median(found):8.3f} s   "
-            f"{units / best[name]:9.0f} {unit}/s   ratio {best[name] / best['ours']:.2f}"
-        )
-
-
 def machine() -> str:
     """What the numbers hold for."""
     return (
@@ -222,7 +199,7 @@ def machine() -> str:
     )
 
 
-BENCHMARKS = {"core": core, "data": data}
+BENCHMARKS = {"core": core, "data": data, "deformable": deformable, "deformable_tpu": deformable_tpu}
 
 
 def main() -> int:

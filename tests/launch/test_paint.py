@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoders that paint inside the whole model: a train step, evaluation with its report, pictures of answers."""
+"""Decoders that paint inside the whole model: a train step, evaluation and its report, answers' pictures."""
 
 import functools
 
@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import stage3_paint_7b
 from launch import build
 from launch.answer import Answer
 from launch.brush import Brush
@@ -15,6 +16,7 @@ from launch.report import write_report
 from tests.launch.small_painters import config
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.sharding.partition import global_batch
+from vllm2_jax.train.optimizer import multipliers
 from vllm2_jax.train.state import create
 
 
@@ -76,7 +78,7 @@ def test_metrics_have_to_fit_the_decoder():
     wrong = config()
     with wrong.unlocked():
         wrong.eval.tasks.t2i.metrics = ("box",)
-    with pytest.raises(ValueError, match="t2i does not take the metrics .'box'.*agreement, edits"):
+    with pytest.raises(ValueError, match=r"t2i does not take the metrics .'box'.*agreement, edits"):
         check_metrics(wrong)
 
 
@@ -97,3 +99,23 @@ def test_links_of_an_answer_become_pictures():
         list(brush(model, answer("edit"), None))
     with pytest.raises(ValueError, match="steps=0"):
         list(Brush(run(), {"steps": 0}, seed=0)(model, answer("gen"), None))
+
+
+def test_the_stage_of_the_paper_trains_mappers_and_the_unet_of_editing():
+    groups = stage3_paint_7b.get_config().optimizer.groups
+    model = jax.eval_shape(run().plan.make_model)
+    table = multipliers(model, groups)
+    found = {
+        name: table[f"decoders/{name}"]
+        for name in (
+            "stable_diffusion/unet/conv_in/kernel",
+            "instruct_pix2pix/unet/conv_in/kernel",
+            "instruct_pix2pix/vae/quant/kernel",
+            "stable_diffusion/text/tokens",
+            "stable_diffusion/mapper/project/first/kernel",
+            "stable_diffusion/mapper/queries",
+            "instruct_pix2pix/mapper/decoder/cross/q/kernel",
+        )
+    }
+    assert list(found.values()) == [None, 1.0, None, None, 1.0, 0.1, 0.1]
+    assert (table["queries/gen"], table["llm/embed"], table["llm/norm/scale"]) == (1.0, 0.1, None)

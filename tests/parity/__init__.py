@@ -41,7 +41,8 @@ COMPONENTS: dict[str, dict[str, Callable[[pathlib.Path], Iterator[Case]]]] = {
         )
     },
     "diffusion": {
-        name: _part(f"diffusion_{name}") for name in ("captions", "unet", "parts", "training", "sampling")
+        name: _part(f"diffusion_{name}")
+        for name in ("captions", "unet", "parts", "training", "samplers", "sampling")
     },
     "grounding_dino": {
         name: _part(f"grounding_dino_{name}")

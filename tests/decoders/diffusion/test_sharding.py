@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.decoders.diffusion.tiny import links, make, targets
+from tests.decoders.diffusion.tiny import links, make, painter, targets
+from tests.sharding.test_compiled import collectives
 from tests.weights import randomized
 from vllm2_jax.decoders.diffusion.config import EDIT
+from vllm2_jax.decoders.diffusion.targets import Request
 from vllm2_jax.decoders.diffusion.unet import UNet
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.sharding.mesh import abstract_mesh, make_mesh
@@ -86,3 +88,21 @@ def test_every_parameter_has_names():
         placed = placements(model, mesh, STRATEGIES["fsdp_tp"].rules)
         unnamed = [leaf.path for leaf in placed if "kernel" in leaf.path and not any(leaf.axes)]
         assert unnamed == ["vae/post_quant/kernel", "vae/quant/kernel"]  # 8 x 8 and 4 x 4
+
+
+@pytest.mark.parametrize("edits", [False, True], ids=["generation", "editing"])
+def test_devices_paint_without_talking_to_each_other(edits):
+    """Guidance doubles or triples the rows of the UNet, each where it is."""
+    strategy = STRATEGIES["dp"]
+    mesh = make_mesh(strategy)
+    rows = targets(ROWS, edits=edits)
+    request = Request(seed=jnp.arange(ROWS), input=rows.get("input"))
+
+    def predict(painter, links, request):
+        return painter.predict(links, request, key=jax.random.key(0))
+
+    with jax.set_mesh(mesh), axis_rules(strategy.activation_rules):
+        whole = jax.device_put(painter(edits), jax.NamedSharding(mesh, jax.P()))
+        placed = jax.device_put((links(ROWS), request), batch_sharding(mesh, strategy.rules))
+        text = jax.jit(predict).lower(whole, *placed).compile().as_text()
+    assert collectives(text) == {}

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Painting and editing with Stable Diffusion 1.5 and InstructPix2Pix, as in stage 3 of the paper (table A13).
+
+    python -m launch.train --config configs/stage3_paint_7b.py --workdir runs/paint \\
+        --config.data.root=DATA --config.data.tokenizer=VICUNA --config.init.weights=runs/stage1_tune \\
+        --config.init.fresh='^(queries|decoders)/'
+
+Hardware: written for a v5e-256 or larger; not run yet. The language model is frozen but for its embeddings;
+of generation only the mapper learns, of editing the UNet too. The mapper's tenth of the learning rate is an
+accident of the official code (its name contains "llm") that weights were trained with.
+
+`init.weights` gives the decoders too where it is a converted checkpoint of the whole model; a folder of
+diffusers is read by `vllm2_jax.convert.diffusers`.
+"""
+
+import ml_collections
+
+from configs import base
+
+_CAPTION = {"caption": 77, "tokenizer": "{root}/stable-diffusion-v1-5/tokenizer"}
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """What differs from `configs/base.py`."""
+    config = base.get_config("7b")
+    config.steps = 100_000
+    with config.ignore_type(), config.unlocked():
+        config.model.decoders = {
+            name: {"unet": {"channels": channels, "remat": "full", "attention": "splash"}}
+            for name, channels in (("stable_diffusion", 4), ("instruct_pix2pix", 8))
+        }
+        config.data.mixture = {
+            "t2i": {
+                "rows": 1,
+                "decoder": "stable_diffusion",
+                "links": {"gen": 1},
+                "capacities": {"size": 512, **_CAPTION},
+                "datasets": {
+                    "journeydb": {
+                        "loader": "text_to_image",
+                        "weight": 4000.0,
+                        "annotations": "{root}/journeydb/train.jsonl",
+                        "image_field": "img_path",
+                        "caption_field": "prompt",
+                    },
+                    "laion": {
+                        "loader": "text_to_image",
+                        "weight": 1500.0,
+                        "annotations": "{root}/laion_aesthetics/*.tar",
+                    },
+                },
+            },
+            "edit": {
+                "rows": 1,
+                "tiles": 5,
+                "decoder": "instruct_pix2pix",
+                "links": {"edit": 1},
+                "capacities": {"size": 256, **_CAPTION},
+                "datasets": {
+                    "instruct_pix2pix": {
+                        "loader": "editing",
+                        "weight": 400.0,
+                        "annotations": "{root}/instruct_pix2pix/*.parquet",
+                        "input_field": "original_image",
+                        "instruction_field": "edit_prompt",
+                        "output_field": "edited_image",
+                    }
+                },
+            },
+        }
+    config.data.groups = 256
+    config.data.length = 4096
+    config.data.truncate = True
+    config.optimizer.groups = (
+        (r"^(vision|bridge|regions)/", None),
+        (r"^llm/(embed|head)$", 0.1),
+        (r"^llm/", None),
+        (r"^decoders/\w+/(vae|text)/", None),
+        (r"^decoders/stable_diffusion/unet/", None),
+        (r"^decoders/\w+/mapper/(queries|encoder|decoder)", 0.1),
+        (r"^(queries|decoders)/", 1.0),
+    )
+    config.optimizer.peak = 1e-4
+    config.attention = "splash"
+    config.loss_chunk = 512
+    config.remat.llm = "full"
+    config.save_every = 2500
+    return config
