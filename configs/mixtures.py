@@ -20,7 +20,7 @@ _SYNTHETIC = {
     },
 }
 
-# What the grounding decoder learns from scenes: objects of classes, what an expression means, areas of a class.
+# What the grounding decoder learns from scenes: objects of classes, what an expression means, class areas.
 _PERCEPTION: dict[str, dict[str, Any]] = {
     task: {
         "rows": rows,
