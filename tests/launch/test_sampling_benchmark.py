@@ -33,7 +33,7 @@ def test_loops_count_as_often_as_they_turn():
     assert cycles(TEXT) == 1000 + 52 * (100 + 3 * 7)
 
 
-def test_both_sides_sample_the_same(monkeypatch):
+def test_our_side_samples_the_inputs(monkeypatch):
     monkeypatch.setattr(sampling, "LEVELS", ((4, 5), (2, 3)))
     monkeypatch.setattr(sampling, "CELLS", 26)
     for queries in (26, 7):
