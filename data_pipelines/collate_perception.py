@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Targets of the decoders that see, as arrays of static shape: a picture in a square, and its objects.
 
-The picture keeps its aspect ratio: its longer side becomes that of the square, it lies at the top left, and
-zeros fill the rest. Boxes, keypoints and areas stay shares of the picture; masks are laid over the square.
+The picture keeps its aspect ratio: its longer side becomes that of the square (one whose targets have
+`enlarge` False stays smaller), it lies at the top left, and zeros fill the rest. Boxes, keypoints and areas stay shares of the picture; masks are laid over the square.
 Names and shapes are those of `Capacity.arrays` in each decoder's `targets.py`.
 
 `TaskShape.capacities` of a task:
@@ -96,11 +96,13 @@ def unipose(targets: Targets | None, shape: "TaskShape") -> tuple[Arrays, int]:
 
 
 def into_square(
-    image: UInt8[np.ndarray, "h w 3"], side: int
+    image: UInt8[np.ndarray, "h w 3"], side: int, *, enlarge: bool = True
 ) -> tuple[UInt8[np.ndarray, "{side} {side} 3"], tuple[int, int]]:
     """The picture at the top left of a square of zeros, and its height and width there."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
+    if not enlarge:
+        scale = min(scale, 1.0)
     size = max(1, round(height * scale)), max(1, round(width * scale))
     square = np.zeros((side, side, 3), np.uint8)
     if size != (height, width):
@@ -145,7 +147,9 @@ def _place_objects(
     arrays: Arrays, targets: Targets, shape: "TaskShape", classes: int
 ) -> tuple[np.ndarray, int]:
     """Writes picture, boxes and labels; returns which objects found a place and how many did not."""
-    arrays["image"], arrays["size"][:] = into_square(targets["image"], len(arrays["image"]))
+    arrays["image"], arrays["size"][:] = into_square(
+        targets["image"], len(arrays["image"]), enlarge=targets.get("enlarge", True)
+    )
     boxes, labels = np.asarray(targets["boxes"]), np.asarray(targets["labels"])
     for name in ("labels", "masks", "area", "keypoints", "visibility"):
         if name in targets and len(targets[name]) != len(boxes):

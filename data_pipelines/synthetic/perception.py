@@ -4,6 +4,7 @@
 Their targets lie under the decoder's name and follow one form (n objects, a picture of h x w pixels):
 
   image       uint8 [h, w, 3], RGB, not normalised and not padded
+  enlarge     False: the picture is not enlarged to fill the decoder's square; True if not given
   boxes       float32 [n, 4], cx cy w h divided by (w, h) of the picture
   labels      int64 [n], which link of the answer the object belongs to: 0 is the first one of its kind
   masks       bool [n, h, w]

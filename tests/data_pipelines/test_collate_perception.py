@@ -115,3 +115,14 @@ def test_small_masks_do_not_vanish():
 def test_tall_pictures():
     square, size = into_square(np.full((100, 10, 3), 7, np.uint8), 64)
     assert size == (64, 6) and (square[:, :6] == 7).all() and not square[:, 6:].any()
+
+
+def test_a_picture_that_has_its_size():
+    square, size = into_square(np.full((20, 30, 3), 7, np.uint8), 64, enlarge=False)
+    assert size == (20, 30) and (square[:20, :30] == 7).all() and square.sum() == 20 * 30 * 3 * 7
+    assert into_square(np.zeros((100, 128, 3), np.uint8), 64, enlarge=False)[1] == (50, 64)
+    arrays, _ = grounding_dino(objects() | {"enlarge": False}, shape(size=96))
+    assert arrays["size"].tolist() == [40, 80]
+    # The masks follow: columns 20 to 32, rows 8 to 24, a mask pixel for each 4.
+    assert np.argwhere(arrays["masks"][1]).min(0).tolist() == [2, 5]
+    assert np.argwhere(arrays["masks"][1]).max(0).tolist() == [5, 7]
