@@ -19,6 +19,7 @@ from launch.decoders import decoder_configs
 from vllm2_jax.llm.llama import LlamaConfig
 from vllm2_jax.llm.lora import LoRAConfig
 from vllm2_jax.model import ModelConfig, VisionLLMv2
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.nn.rope import RopeConfig
 from vllm2_jax.sharding.mesh import count_slices, find_devices, find_strategy, make_mesh, parse_sizes
 from vllm2_jax.sharding.partition import check_groups, host_share
@@ -89,7 +90,7 @@ def build_run(config: Config) -> Run:
 
 def make_model(config: ModelConfig, seed: int) -> VisionLLMv2:
     """The model with random weights."""
-    return VisionLLMv2(config, rngs=nnx.Rngs(seed))
+    return VisionLLMv2(config, rngs=Rngs(seed))
 
 
 def model_config(config: Config, tokenizer: Tokenizer) -> ModelConfig:

@@ -5,12 +5,12 @@ import pathlib
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from vllm2_jax.convert import visionllmv2
 from vllm2_jax.model import VisionLLMv2
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.sharding.partition import shardings, with_shardings
 from vllm2_jax.sharding.strategies import Strategy
 from vllm2_jax.train.checkpoint import load_weights
@@ -39,7 +39,7 @@ def from_pretrained(
         folder = pathlib.Path(snapshot_download(str(source)))
     converted = (folder / "0" / "state").is_dir()
     released = reopen(folder) if converted else open_released(folder)
-    abstract: Any = jax.eval_shape(lambda: VisionLLMv2(released.config, rngs=nnx.Rngs(0)))
+    abstract: Any = jax.eval_shape(lambda: VisionLLMv2(released.config, rngs=Rngs(0)))
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
     model = with_shardings(abstract, shardings(abstract, mesh, strategy.rules))
     if converted:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
+from vllm2_jax.nn.rngs import Rngs
+
 Block = TypeVar("Block", bound=nnx.Module)
 
 # What the backward pass finds stored instead of computing again, by name.
@@ -41,7 +43,7 @@ def rematted(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
 
 def stack(make: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
     """`depth` independently initialised copies of one block, every parameter stacked on a new first axis."""
-    return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
+    return jax.vmap(lambda key: make(Rngs(key)))(jax.random.split(rngs.params(), depth))
 
 
 def unstack(blocks: Any) -> Sequence[Any]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from flax import nnx
 
 from vllm2_jax.convert import lora, visionllmv2
 from vllm2_jax.convert.checkpoint import Stored, open_checkpoint, read_config
@@ -16,6 +15,7 @@ from vllm2_jax.convert.official import model_config
 from vllm2_jax.convert.rules import ConversionError, Plan
 from vllm2_jax.model import ModelConfig, VisionLLMv2
 from vllm2_jax.nn.paths import flatten_paths
+from vllm2_jax.nn.rngs import Rngs
 
 NAMES = "official_names.json"  # beside converted weights: official name -> shape
 
@@ -104,7 +104,7 @@ def component(key: str) -> str | None:
 
 def make_plan(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
     """Which official tensor fills which leaf of the parts that the names speak of."""
-    leaves, _ = flatten_paths(jax.eval_shape(lambda: VisionLLMv2(config, rngs=nnx.Rngs(0))))
+    leaves, _ = flatten_paths(jax.eval_shape(lambda: VisionLLMv2(config, rngs=Rngs(0))))
     table = visionllmv2.table(config, visionllmv2.names_of(shapes))
     parts = tuple(f"{part}/" for part in {component(key) for key in shapes} if part)
     return Plan.make(

@@ -76,7 +76,7 @@ def plan(
     """Works out shapes and shardings of a run; allocates nothing.
 
     Args:
-      make_model: builds the model, `lambda: VisionLLMv2(config, rngs=nnx.Rngs(seed))`.
+      make_model: builds the model, `lambda: VisionLLMv2(config, rngs=Rngs(seed))`.
       tx: `optimizer.make_tx(...)`.
       groups: what is trained, see `optimizer.Groups`.
       mesh, strategy: where things go; `mesh` is made from `strategy`.
