@@ -2,12 +2,13 @@
 """Marks on pictures: boxes with labels, masks, skeletons; for contact sheets, reports and predictions."""
 
 import functools
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw, ImageFont
+
+from data_pipelines.keypoint_sets import bones_among, side
 
 Colour = tuple[int, int, int]
 
@@ -18,29 +19,6 @@ COLOURS: tuple[Colour, ...] = (
 )
 _PAPER, _BONE = (255, 255, 255), (255, 255, 255)
 _VEIL = 110  # how much of a mask's colour covers the picture, of 255
-
-# Chains of keypoints with a bone between neighbours, for people (COCO, CrowdPose) and animals (AP-10K). A
-# bone is drawn where both its ends are.
-BONES: tuple[tuple[str, ...], ...] = (
-    ("left ear", "left eye", "nose", "right eye", "right ear"),
-    ("left wrist", "left elbow", "left shoulder", "right shoulder", "right elbow", "right wrist"),
-    ("left shoulder", "left hip", "right hip", "right shoulder"),
-    ("left hip", "left knee", "left ankle"),
-    ("right hip", "right knee", "right ankle"),
-    ("head", "neck"),
-    ("left eye", "right eye"),
-    ("nose", "neck", "root of tail"),
-    (
-        "left front paw",
-        "left elbow",
-        "left shoulder",
-        "neck",
-        "right shoulder",
-        "right elbow",
-        "right front paw",
-    ),
-    ("left back paw", "left knee", "left hip", "root of tail", "right hip", "right knee", "right back paw"),
-)
 
 
 def colour_of(number: int) -> Colour:
@@ -95,7 +73,7 @@ def skeleton(
       picture: drawn on.
       points: x, y in pixels.
       visibility: 0 is left out, 1 (hidden) hollow, 2 filled.
-      names: of the keypoints; they decide where bones go. What has no name is left out.
+      names: of the keypoints; they decide where bones go (`keypoint_sets`). What has no name is left out.
       radius: of a point, pixels.
     """
     draw = ImageDraw.Draw(picture)
@@ -104,15 +82,14 @@ def skeleton(
         for name, (x, y), v in zip(names, points, visibility, strict=True)
         if name and v and np.isfinite((x, y)).all()
     }
-    for chain in BONES:
-        for a, b in itertools.pairwise(chain):
-            if a in at and b in at:
-                draw.line((*at[a], *at[b]), (40, 40, 40), round(radius) + 1)
-                draw.line((*at[a], *at[b]), _BONE, max(1, round(radius / 2)))
+    for a, b in bones_among(tuple(names)):
+        if names[a] in at and names[b] in at:
+            line = (*at[names[a]], *at[names[b]])
+            draw.line(line, (40, 40, 40), round(radius) + 1)
+            draw.line(line, _BONE, max(1, round(radius / 2)))
     for name, v in zip(names, visibility, strict=True):
         if name in at:
-            side = name.partition(" ")[0]
-            colour = {"left": (0, 190, 70), "right": (235, 40, 40)}.get(side, (250, 210, 0))
+            colour = {"left": (0, 190, 70), "right": (235, 40, 40)}.get(side(name), (250, 210, 0))
             x, y = at[name]
             corners = (x - radius, y - radius, x + radius, y + radius)
             draw.ellipse(corners, fill=colour if v == 2 else None, outline=colour, width=2)
