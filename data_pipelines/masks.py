@@ -101,6 +101,14 @@ def _fill(points: Float[np.ndarray, "n 2"], height: int, width: int) -> UInt8[np
     return (switches.cumsum(axis=1)[:, :width] % 2).astype(np.uint8)
 
 
+def run_lengths(mask: Bool[np.ndarray, "h w"]) -> dict[str, list[int]]:
+    """A mask in COCO's form: lengths of runs of 0 and 1 in turns, 0 first, column after column."""
+    pixels = np.concatenate([[False], mask.ravel(order="F"), [False]])
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1])
+    ends = [0, *changes.tolist()] + ([mask.size] if not len(changes) or changes[-1] != mask.size else [])
+    return {"size": list(mask.shape), "counts": np.diff(ends).tolist()}
+
+
 def unpack_counts(packed: str | bytes) -> list[int]:
     """Run lengths from COCO's string: 6 bits a character from "0" on, 5 of them data, the lowest first.
 

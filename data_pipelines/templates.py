@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipelines.errors import DataError
 from data_pipelines.records import read_json
+from data_pipelines.templates_perception import PERCEPTION
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "caption": (
@@ -98,8 +99,17 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
         "I edited it {link}.",
         "This is the result {link}.",
     ),
+    **PERCEPTION,
 }
-_SLOTS = ("{region}", "{n}", "{caption}", "{link}")
+_SLOTS = {
+    "{region}": "where regions are named",
+    "{n}": "where they are counted",
+    "{caption}": "where a picture is described",
+    "{expression}": "where an object is described",
+    "{classes}": "where classes are listed",
+    "{link}": "where the answer points at its objects or pictures",
+}
+_PUNCTUATION = str.maketrans(dict.fromkeys(".,'!?\"()*#:;", "") | dict.fromkeys("-/", " "))
 
 
 def load_templates(key: str, file: str | pathlib.Path | None = None) -> tuple[str, ...]:
@@ -127,8 +137,7 @@ def load_templates(key: str, file: str | pathlib.Path | None = None) -> tuple[st
                 file=file,
                 record=number,
                 field=key,
-                remedy="put {region} where regions are named, {n} where they are counted, {caption} where a "
-                "picture is described and {link} where it comes",
+                remedy="; ".join(f"put {slot} {_SLOTS[slot]}" for slot in lacking),
             )
     return tuple(own)
 
@@ -136,6 +145,11 @@ def load_templates(key: str, file: str | pathlib.Path | None = None) -> tuple[st
 def pick(templates: Sequence[str], rng: np.random.Generator | None) -> str:
     """A random wording; the first one if `rng` is None, as for tests."""
     return templates[0 if rng is None else int(rng.integers(len(templates)))]
+
+
+def clean_phrase(text: str) -> str:
+    """A phrase in lower case without punctuation, as the official data write expressions and classes."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split())
 
 
 def as_sentence(text: str) -> str:
