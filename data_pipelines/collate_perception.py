@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Targets of the decoders that see, as arrays of static shape: a picture in a square, and its objects.
 
-The picture keeps its aspect ratio: its longer side becomes that of the square (one whose targets have
-`enlarge` False stays smaller), it lies at the top left, and zeros fill the rest. Boxes, keypoints and areas stay shares of the picture; masks are laid over the square.
-Names and shapes are those of `Capacity.arrays` in each decoder's `targets.py`.
+The picture keeps its aspect ratio: its longer side becomes that of the square (a picture whose targets have
+`enlarge` False may stay smaller), it lies at the top left, and zeros fill the rest. Boxes, keypoints and
+areas stay shares of the picture; masks are laid over the square. Names and shapes are those of
+`Capacity.arrays` in each decoder's `targets.py`.
 
 `TaskShape.capacities` of a task:
 
