@@ -11,6 +11,7 @@ from typing import Any
 from data_pipelines.datasets import (
     captions,
     editing,
+    keypoints,
     llava,
     osprey,
     recognition,
@@ -25,6 +26,7 @@ from data_pipelines.datasets import (
 DATASETS: dict[str, Callable[..., Any]] = {
     "captions": captions.load,
     "editing": editing.load,
+    "keypoints": keypoints.load,
     "llava": llava.load,
     "osprey": osprey.load,
     "recognition": recognition.load,

@@ -22,12 +22,16 @@ class CocoFile:
       images: picture id -> {"file_name", "height", "width", ...}.
       annotations: picture id -> its annotations that have a usable box, in the order of the file.
       categories: category id -> name, in the order of the file; empty for captions.
+      crowds: picture id -> its annotations of crowds that have a usable box.
+      keypoints: category id -> names of its keypoints, for categories that list some.
     """
 
     file: str
     images: dict[int, dict]
     annotations: dict[int, list[dict]]
     categories: dict[int, str]
+    crowds: dict[int, list[dict]] = dataclasses.field(default_factory=dict)
+    keypoints: dict[int, list[str]] = dataclasses.field(default_factory=dict)
 
     def size(self, image_id: int) -> tuple[int, int]:
         """Height and width that the file gives for a picture."""
@@ -69,8 +73,8 @@ class CocoFile:
 def read_coco(file: str) -> CocoFile:
     """Reads a COCO file.
 
-    Annotations that detection drops are left out: crowds, boxes outside the picture or with a side below one
-    pixel. LVIS gives `coco_url` in place of `file_name`; its path counts.
+    Annotations that detection drops are left out: boxes outside the picture or with a side below one pixel;
+    crowds are kept apart. LVIS gives `coco_url` in place of `file_name`; its path counts.
 
     Raises:
       DataError: a missing file or field, or an annotation of a picture that the file does not list.
@@ -88,6 +92,7 @@ def read_coco(file: str) -> CocoFile:
         need(image, "file_name", str, file=file, index=f"image {number}")
         images[need(image, "id", int, file=file, index=f"image {number}")] = image
     annotations: dict[int, list[dict]] = {image_id: [] for image_id in images}
+    crowds: dict[int, list[dict]] = {image_id: [] for image_id in images}
     for number, annotation in enumerate(entries["annotations"]):
         place = {"file": file, "index": f"annotation {annotation.get('id', number)}"}
         image_id = need(annotation, "image_id", int, **place)
@@ -108,13 +113,16 @@ def read_coco(file: str) -> CocoFile:
                 field="bbox",
                 remedy="repair the box",
             )
-        if _usable(box, images[image_id]) and not annotation.get("iscrowd", 0):
-            annotations[image_id].append(annotation)
-    categories = {}
+        if _usable(box, images[image_id]):
+            (crowds if annotation.get("iscrowd", 0) else annotations)[image_id].append(annotation)
+    categories, keypoints = {}, {}
     for number, category in enumerate(content.get("categories", [])):
         place = {"file": file, "index": f"category {number}"}
-        categories[need(category, "id", int, **place)] = need(category, "name", str, **place)
-    return CocoFile(file, images, annotations, categories)
+        category_id = need(category, "id", int, **place)
+        categories[category_id] = need(category, "name", str, **place)
+        if category.get("keypoints"):
+            keypoints[category_id] = need(category, "keypoints", list, **place)
+    return CocoFile(file, images, annotations, categories, crowds, keypoints)
 
 
 def mask_in_tile(

@@ -13,6 +13,7 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.records import read_json
 from data_pipelines.templates_perception import PERCEPTION
+from data_pipelines.templates_pose import POSE
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "caption": (
@@ -100,6 +101,7 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
         "This is the result {link}.",
     ),
     **PERCEPTION,
+    **POSE,
 }
 _SLOTS = {
     "{region}": "where regions are named",
@@ -107,6 +109,7 @@ _SLOTS = {
     "{caption}": "where a picture is described",
     "{expression}": "where an object is described",
     "{classes}": "where classes are listed",
+    "{keypoints}": "where keypoints are listed",
     "{link}": "where the answer points at its objects or pictures",
 }
 _PUNCTUATION = str.maketrans(dict.fromkeys(".,'!?\"()*#:;", "") | dict.fromkeys("-/", " "))

@@ -45,17 +45,27 @@ class Viewing:
         """Draws for record `index`; None in tests, where `templates.pick` takes the first wording."""
         return None if self.test else np.random.default_rng([self.seed, index])
 
-    def view(self, whole: Annotated, rng: np.random.Generator | None, *, keep_one: bool = True) -> Annotated:
+    def view(
+        self,
+        whole: Annotated,
+        rng: np.random.Generator | None,
+        *,
+        keep_one: bool = True,
+        flips: float = 0.5,
+        swap: Sequence[int] | None = None,
+    ) -> Annotated:
         """The decoder's view: random, or the whole picture without `rng`.
 
         Args:
           whole: the picture and its objects.
           rng: of the record.
           keep_one: no view without any of the objects. (The official code allows those.)
+          flips: chance of a mirrored one.
+          swap: which keypoint takes whose place there.
         """
-        return (
-            fit(whole, self.size) if rng is None else augment(whole, rng, size=self.size, keep_one=keep_one)
-        )
+        if rng is None:
+            return fit(whole, self.size)
+        return augment(whole, rng, size=self.size, flips=flips, swap=swap, keep_one=keep_one)
 
     def tiles(self, image: UInt8[np.ndarray, "h w 3"], view: Annotated) -> UInt8[np.ndarray, "T S S 3"]:
         """The tower's tiles of the whole picture, mirrored where the decoder's view is."""

@@ -68,6 +68,7 @@ def test_region_caption_drops_crowds_short_captions_and_bad_boxes(folder):
     ]
     source = DATASETS["region_captions"](**write(folder, coco(*annotations)), min_words=3)
     assert len(source) == 1 and source[0].record == "annotation 104"
+    assert [a["id"] for a in source.coco.crowds[3]] == [100]  # kept apart, for metrics
 
 
 def test_mixed_forms_are_drawn_from_the_index(folder):
