@@ -10,6 +10,8 @@ from typing import Any
 
 from data_pipelines.datasets import (
     captions,
+    crowdhuman,
+    detection,
     editing,
     keypoints,
     llava,
@@ -17,6 +19,8 @@ from data_pipelines.datasets import (
     recognition,
     referring,
     region_captions,
+    saliency,
+    semantic,
     synthetic,
     text_to_image,
     tfds,
@@ -25,6 +29,8 @@ from data_pipelines.datasets import (
 
 DATASETS: dict[str, Callable[..., Any]] = {
     "captions": captions.load,
+    "crowdhuman": crowdhuman.load,
+    "detection": detection.load,
     "editing": editing.load,
     "keypoints": keypoints.load,
     "llava": llava.load,
@@ -32,6 +38,8 @@ DATASETS: dict[str, Callable[..., Any]] = {
     "recognition": recognition.load,
     "referring": referring.load,
     "region_captions": region_captions.load,
+    "saliency": saliency.load,
+    "semantic": semantic.load,
     "synthetic": synthetic.load,
     "text_to_image": text_to_image.load,
     "tfds": tfds.load,

@@ -200,7 +200,8 @@ def _read_reasonseg(folder: pathlib.Path) -> list[Reference]:
     for file in files:
         record = _loads_any(file)
         place = {"file": str(file), "index": file.stem}
-        target, ignored = [], []
+        target: list[list] = []
+        ignored: list[list] = []
         for shape in need(record, "shapes", list, **place):
             # LISA's files mark what cannot be decided "ignore", and whole pictures without a target "flag".
             label = need(shape, "label", str, **place).lower()

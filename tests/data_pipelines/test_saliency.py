@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures and masks in two folders."""
+
+import numpy as np
+import pytest
+
+from data_pipelines import DATASETS
+from data_pipelines.errors import DataError
+from launch.truth import objects_of
+from tests.data_pipelines import objects
+from vllm2_jax.evals.objects import decode
+
+load = DATASETS["saliency"]
+
+
+@pytest.fixture
+def options(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    objects.save_picture(tmp_path / "images")
+    objects.save_mask(tmp_path / "masks/a.png", objects.mask("dog").astype(np.uint8) * 255)
+    roots = {"image_root": str(tmp_path / "images"), "mask_root": str(tmp_path / "masks")}
+    return roots | {"tile_size": objects.TILE, "decoder_size": 160}
+
+
+def test_the_mask_is_the_object(options):
+    example = load(**options, test=True)[0]
+    assert example.turns == [
+        ("human", "<image>\nCut out the salient object of this photo."),
+        ("gpt", f"Here is the mask: salient object[DET]{objects.COUNTS_TEXT}."),
+    ]
+    objects.shows(example, 0, "dog")
+    truth = objects_of(example, "grounding_dino")
+    np.testing.assert_array_equal(decode(truth.masks[0]), objects.mask("dog"))
+    assert truth.boxes.tolist() == [[50, 2, 74, 20]] and truth.size == (40, 80)
+    named = load(**options, names=("camouflaged object",), test=True)[0]
+    assert named.meta["classes"] == ["camouflaged object"] == named.meta["truth"]["labels"]
+
+
+def test_training(options):
+    examples = [load(**options, seed=seed)[0] for seed in range(12)]
+    for example in examples:
+        objects.shows(example, 0, "dog")
+    assert {example.meta["classes"][0] for example in examples} == {"salient object", "foreground object"}
+    assert len({example.targets["grounding_dino"]["image"].shape for example in examples}) > 4
+    objects.same(load(**options, seed=3)[0], load(**options, seed=3)[0])
+
+
+def test_masks_of_ones_and_pictures_in_folders(options, tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name / "sub").mkdir()
+    objects.save_picture(tmp_path / "images/sub", "b.jpg")
+    objects.save_mask(tmp_path / "masks/sub/b.png", objects.mask("horse").astype(np.uint8))
+    source = load(**options, test=True)
+    assert [source[i].record for i in range(2)] == ["a", "sub/b"]
+    assert source[1].targets["grounding_dino"]["masks"].sum() == 4 * objects.mask("horse").sum()
+
+
+def test_nothing_to_find(options, tmp_path):
+    objects.save_mask(tmp_path / "masks/a.png", np.zeros((40, 80), np.uint8))
+    with pytest.raises(DataError, match=r"masks/a.png, record a: the mask is empty. Remedy"):
+        load(**options)[0]
+    example = load(**options, test=True)[0]
+    assert len(example.targets["grounding_dino"]["boxes"]) == 0
+    assert len(objects_of(example, "grounding_dino").labels) == 0
+
+
+def test_bad_files(options, tmp_path):
+    source = load(**options)
+    objects.save_mask(tmp_path / "masks/a.png", np.ones((40, 81), np.uint8))
+    with pytest.raises(DataError, match=r"a.png, record a: the mask is \(40, 81\).*its picture \(40, 80\)"):
+        source[0]
+    (tmp_path / "masks/a.png").write_bytes(b"\x89PNG and no more")
+    with pytest.raises(DataError, match=r"masks/a.png, record a: cannot be decoded .*Remedy"):
+        source[0]
+    (tmp_path / "masks/a.png").unlink()
+    with pytest.raises(DataError, match=r"masks/a.png, record a: no such mask. Remedy"):
+        source[0]
+    with pytest.raises(DataError, match="masks: no PNG in this folder"):
+        load(**options)
+    objects.save_mask(tmp_path / "masks/c.png", np.ones((40, 80), np.uint8))
+    with pytest.raises(DataError, match=r"images/c.jpg, record c, field 'image_root': no such picture"):
+        load(**options)[0]
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        load(**{**options, "mask_root": str(tmp_path / "nowhere")})
