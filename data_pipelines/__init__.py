@@ -31,6 +31,8 @@ DATASETS: dict[str, Callable[..., Any]] = {
     "captions": captions.load,
     "crowdhuman": crowdhuman.load,
     "detection": detection.load,
+    "crowdhuman": crowdhuman.load,
+    "detection": detection.load,
     "editing": editing.load,
     "keypoints": keypoints.load,
     "llava": llava.load,

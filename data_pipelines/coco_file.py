@@ -24,6 +24,8 @@ class CocoFile:
       categories: category id -> name, in the order of the file; empty for captions.
       crowds: picture id -> its annotations of crowds that have a usable box.
       keypoints: category id -> names of its keypoints, for categories that list some.
+      unusable: picture id -> the annotations without a usable box. Detection does not learn them; its
+        evaluation knows them.
     """
 
     file: str
@@ -32,6 +34,7 @@ class CocoFile:
     categories: dict[int, str]
     crowds: dict[int, list[dict]] = dataclasses.field(default_factory=dict)
     keypoints: dict[int, list[str]] = dataclasses.field(default_factory=dict)
+    unusable: dict[int, list[dict]] = dataclasses.field(default_factory=dict)
 
     def size(self, image_id: int) -> tuple[int, int]:
         """Height and width that the file gives for a picture."""
@@ -73,8 +76,9 @@ class CocoFile:
 def read_coco(file: str) -> CocoFile:
     """Reads a COCO file.
 
-    Annotations that detection drops are left out: boxes outside the picture or with a side below one pixel;
-    crowds are kept apart. LVIS gives `coco_url` in place of `file_name`; its path counts.
+    Annotations that detection drops are kept apart: crowds and what is marked `ignore`; boxes outside the
+    picture, with a side below one pixel, or of an area that is not above 0. LVIS gives `coco_url` in place of
+    `file_name`; its path counts.
 
     Raises:
       DataError: a missing file or field, or an annotation of a picture that the file does not list.
@@ -93,6 +97,7 @@ def read_coco(file: str) -> CocoFile:
         images[need(image, "id", int, file=file, index=f"image {number}")] = image
     annotations: dict[int, list[dict]] = {image_id: [] for image_id in images}
     crowds: dict[int, list[dict]] = {image_id: [] for image_id in images}
+    unusable: dict[int, list[dict]] = {image_id: [] for image_id in images}
     for number, annotation in enumerate(entries["annotations"]):
         place = {"file": file, "index": f"annotation {annotation.get('id', number)}"}
         image_id = need(annotation, "image_id", int, **place)
@@ -113,8 +118,12 @@ def read_coco(file: str) -> CocoFile:
                 field="bbox",
                 remedy="repair the box",
             )
-        if _usable(box, images[image_id]):
-            (crowds if annotation.get("iscrowd", 0) else annotations)[image_id].append(annotation)
+        if not _usable(box, images[image_id]) or annotation.get("area", 1) <= 0:
+            unusable[image_id].append(annotation)
+        elif annotation.get("iscrowd", 0) or annotation.get("ignore", 0):
+            crowds[image_id].append(annotation)
+        else:
+            annotations[image_id].append(annotation)
     categories, keypoints = {}, {}
     for number, category in enumerate(content.get("categories", [])):
         place = {"file": file, "index": f"category {number}"}
@@ -122,7 +131,7 @@ def read_coco(file: str) -> CocoFile:
         categories[category_id] = need(category, "name", str, **place)
         if category.get("keypoints"):
             keypoints[category_id] = need(category, "keypoints", list, **place)
-    return CocoFile(file, images, annotations, categories, crowds, keypoints)
+    return CocoFile(file, images, annotations, categories, crowds, keypoints, unusable)
 
 
 def mask_in_tile(

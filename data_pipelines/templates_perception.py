@@ -8,6 +8,28 @@ for all links of an answer, with the names in front of them where its dataset wr
 from collections.abc import Mapping
 
 PERCEPTION: Mapping[str, tuple[str, ...]] = {
+    "detection": (
+        "Find every {classes} in the picture.",
+        "Which of these can you detect here: {classes}?",
+        "Mark the positions of {classes}.",
+        "Run detection for {classes}, please.",
+        "Look for {classes} and box them.",
+        "Detect all of {classes}.",
+        "Where in this image are {classes}?",
+        "Search the photo for these classes: {classes}.",
+        "Locate each of the following: {classes}.",
+        "I need boxes for {classes}.",
+        "Point out whatever belongs to {classes}.",
+        "Are there any {classes}? Show where.",
+    ),
+    "detected": (
+        "These are the detections: {link}.",
+        "Found: {link}.",
+        "Here they are: {link}.",
+        "I looked for them: {link}.",
+        "The picture was searched for {link}.",
+        "Marked: {link}.",
+    ),
     "referring": (
         "Show me {expression}.",
         "Which object is {expression}?",
