@@ -8,6 +8,8 @@ A task's keys are those of `data_pipelines.collate.TaskShape` and `datasets`; a 
 
 from typing import Any
 
+from configs.mixtures_detection import DETECTION, DETECTION_HELDOUT
+
 # Every scene has one tile; the rows of a group are those of an ordinary batch, interleaved.
 _SYNTHETIC = {
     "chat": {"rows": 4, "tiles": 1, "datasets": {"synthetic": {"weight": 1.0, "task": "chat"}}},
@@ -71,6 +73,7 @@ def _with(datasets: dict[str, Any], **options: Any) -> dict[str, Any]:
 MIXTURES: dict[str, dict[str, Any]] = {
     "synthetic": _SYNTHETIC,
     "synthetic_perception": _PERCEPTION,
+    "detection": DETECTION,
     # Stage 1, first phase: one padded tile, captions without a question.
     "stage1_pretrain": {
         "caption": {"rows": 6, "tiles": 1, "datasets": _with(_CAPTIONS, image_mode="pad", ask=False)},
@@ -118,4 +121,5 @@ HELDOUT: dict[str, dict[str, Any]] = {
         }
         for task, entry in _PERCEPTION.items()
     },
+    "detection": DETECTION_HELDOUT,
 }

@@ -14,13 +14,15 @@ import pytest
 
 from configs import base
 from configs.groups import GROUPS
-from configs.mixtures import MIXTURES
+from configs.mixtures import HELDOUT, MIXTURES
 from configs.sizes import MODELS
 from data_pipelines import DATASETS
 from data_pipelines.mixture import task_shapes
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
 from launch import build, heldout
+from launch.sights import task_shape
+from vllm2_jax.evals import EVALS
 from vllm2_jax.train.optimizer import multipliers
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -108,6 +110,18 @@ def test_mixture_fits_its_loaders(name):
     task_shapes(MIXTURES[name])
     for task in MIXTURES[name].values():
         for dataset, options in task["datasets"].items():
+            load = DATASETS[options.get("loader", dataset)]
+            given = {key: value for key, value in options.items() if key not in ("loader", "weight")}
+            inspect.signature(load).bind(tile_size=1, **given)
+
+
+@pytest.mark.parametrize("name", HELDOUT)
+def test_held_out_sets_fit_their_loaders(name):
+    for entry in HELDOUT[name].values():
+        if entry.get("decoder"):
+            assert set(entry["metrics"]) <= set(EVALS)
+            task_shape(entry)
+        for dataset, options in entry["datasets"].items():
             load = DATASETS[options.get("loader", dataset)]
             given = {key: value for key, value in options.items() if key not in ("loader", "weight")}
             inspect.signature(load).bind(tile_size=1, **given)

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from data_pipelines import DATASETS
+from data_pipelines.collate import CollateSpec, TaskShape, make_row
 from data_pipelines.conversation import link
 from data_pipelines.errors import CapacityError, DataError
+from data_pipelines.tokenizer import load_tokenizer
+from data_pipelines.train_tokenizer import TINY_TOKENIZER
 from launch.truth import objects_of, picture_size
 from tests.data_pipelines.objects import BOXES, HEIGHT, WIDTH, annotation, coco, save_picture, shows, write
 
@@ -137,6 +140,21 @@ def test_tests_ask_for_all_classes_part_by_part(folder):
     assert len(parts[0].targets["grounding_dino"]["boxes"]) == 0
     assert parts[0].targets["grounding_dino"]["image"].shape == (80, 160, 3)
     assert parts[0].turns[0][1] == "<image>\nFind every horse, dog in the picture."
+
+
+def test_rows_of_a_batch(folder):
+    """Reader and collator agree: what was drawn fits the task's shape, and no picture is enlarged."""
+    spec = CollateSpec(length=400, tile_size=20, tokens_per_tile=4)
+    shape = TaskShape(1, "grounding_dino", tiles=5, links={"det": 2}, capacities={"size": 192, "objects": 2})
+    tokenizer = load_tokenizer(TINY_TOKENIZER)
+    for seed in range(10):
+        example = source(folder, HORSE, HORSE, HORSE, DOG, masks=True, classes=2, objects=2, seed=seed)[0]
+        row = make_row(example, tokenizer, spec, shape)
+        targets = row.targets["grounding_dino"]
+        assert row.link_valid.sum() == len(example.meta["classes"])
+        assert targets["size"].max() <= 160
+        assert row.counters == {"skipped": 0, "dropped_links": 0, "dropped_targets": 0}
+        assert targets["mask_valid"].sum() == len(example.targets["grounding_dino"]["boxes"])
 
 
 def test_pictures_without_objects(folder):
