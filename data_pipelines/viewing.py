@@ -119,12 +119,15 @@ def annotate(
     Args:
       image: the whole picture.
       masks: of the objects; None if there are only boxes.
-      boxes: left, top, right, bottom in pixels; None takes those around the masks.
+      boxes: left, top, right, bottom in pixels, which are cut at the border; None takes those around the
+        masks.
     """
     if boxes is None:
         if masks is None:
             raise ValueError("objects need masks or boxes")
         boxes = mask_boxes(masks)
+    height, width = image.shape[:2]
+    boxes = boxes.clip(0, [width, height, width, height])
     area = None if masks is None else masks.sum((1, 2)).astype(np.float32)
     return Annotated(image, boxes.astype(np.float32), masks, None, area, np.arange(len(boxes)))
 
