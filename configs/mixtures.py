@@ -9,6 +9,7 @@ A task's keys are those of `data_pipelines.collate.TaskShape` and `datasets`; a 
 from typing import Any
 
 from configs.mixtures_detection import DETECTION, DETECTION_HELDOUT
+from configs.mixtures_pose import POSE, POSE_HELDOUT
 
 # Every scene has one tile; the rows of a group are those of an ordinary batch, interleaved.
 _SYNTHETIC = {
@@ -33,6 +34,18 @@ _PERCEPTION: dict[str, dict[str, Any]] = {
         "datasets": {"synthetic": {"task": task, "level": "medium", "decoder_size": 96}},
     }
     for task, rows, links, objects in (("det", 8, 8, 4), ("grd", 4, 1, 1), ("seg", 4, 8, 4))
+}
+
+# What the pose decoder learns from scenes: one person, all keypoints or some.
+_SYNTHETIC_POSE: dict[str, dict[str, Any]] = {
+    "pose": {
+        "rows": 8,
+        "tiles": 1,
+        "decoder": "unipose",
+        "links": {"det": 1, "pose": 17},
+        "capacities": {"size": 128, "objects": 1},
+        "datasets": {"synthetic": {"task": "pose", "level": "person", "decoder_size": 128}},
+    }
 }
 
 # Sizes of the parts from paper table A11; the proportions between datasets were not published, so weights are
@@ -74,6 +87,8 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "synthetic": _SYNTHETIC,
     "synthetic_perception": _PERCEPTION,
     "detection": DETECTION,
+    "synthetic_pose": _SYNTHETIC_POSE,
+    "pose": POSE,
     # Stage 1, first phase: one padded tile, captions without a question.
     "stage1_pretrain": {
         "caption": {"rows": 6, "tiles": 1, "datasets": _with(_CAPTIONS, image_mode="pad", ask=False)},
@@ -102,7 +117,25 @@ MIXTURES: dict[str, dict[str, Any]] = {
 
 # Questions with known answers and pictures with known objects, for evaluation; the same form without rows,
 # and for a task with a decoder the `metrics`, keys of `vllm2_jax.evals.EVALS`.
-_METRICS = {"det": ("box", "mask", "count"), "grd": ("refer",), "seg": ("semantic",)}
+_METRICS = {
+    "det": ("box", "mask", "count"),
+    "grd": ("refer",),
+    "seg": ("semantic",),
+    "pose": ("keypoints", "box"),
+}
+
+
+def _held_out(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same tasks of scenes, on scenes that training never draws."""
+    return {
+        task: {
+            "metrics": _METRICS[task],
+            **{key: value for key, value in entry.items() if key not in ("rows", "datasets")},
+            "datasets": {"synthetic": {**entry["datasets"]["synthetic"], "split": "heldout"}},
+        }
+        for task, entry in tasks.items()
+    }
+
 
 HELDOUT: dict[str, dict[str, Any]] = {
     "synthetic": {
@@ -113,13 +146,8 @@ HELDOUT: dict[str, dict[str, Any]] = {
         }
         for task in ("chat", "caption", "region")
     },
-    "synthetic_perception": {
-        task: {
-            "metrics": _METRICS[task],
-            **{key: value for key, value in entry.items() if key not in ("rows", "datasets")},
-            "datasets": {"synthetic": {**entry["datasets"]["synthetic"], "split": "heldout"}},
-        }
-        for task, entry in _PERCEPTION.items()
-    },
+    "synthetic_perception": _held_out(_PERCEPTION),
+    "synthetic_pose": _held_out(_SYNTHETIC_POSE),
     "detection": DETECTION_HELDOUT,
+    "pose": POSE_HELDOUT,
 }

@@ -104,6 +104,7 @@ LEVELS = {
     "easy": Level(grid=True),
     "medium": Level(shapes=(1, 4)),
     "full": Level((1, 5), (0, 2), (0, 1), distinct=False, overlap=0.3, aspects=(0.75, 1.0, 1.5)),
+    "person": Level((0, 1), (1, 1), sizes=("large",)),
     "people": Level((0, 2), (1, 3), overlap=0.2, aspects=(0.75, 1.0, 1.5)),
 }
 
