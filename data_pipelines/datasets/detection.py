@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from data_pipelines.augment import LONGEST, Annotated, crop
+from data_pipelines.class_lists import choose_classes
 from data_pipelines.coco_file import CocoFile, read_coco
 from data_pipelines.conversation import IMAGE_MARK, Turn, link
 from data_pipelines.errors import CapacityError, DataError
@@ -29,7 +30,6 @@ from data_pipelines.templates import clean_phrase, load_templates, pick
 from data_pipelines.viewing import Viewing, annotate, make_viewing, read_picture, truth
 from vllm2_jax.tokens import QueryCounts
 
-_ALL = 0.5  # how often all classes are asked for, where they fit
 _SMALLEST = 32  # pixels; training drops pictures with a shorter side
 
 
@@ -112,7 +112,7 @@ class DetectionSource:
         labels = [self._class(objects[i]) for i in view.kept]
         if absent is None:
             absent = set(range(len(self.names))) - (set(present) - asked)
-        classes = self._choose(set(labels), absent - set(labels) - unsure, rng)
+        classes = choose_classes(len(self.names), labels, rng, absent=absent - unsure, most=self.most_classes)
         if not classes:
             raise DataError(
                 "no object is left and no class is known to be absent, so there is nothing to ask for",
@@ -183,19 +183,6 @@ class DetectionSource:
                 remedy="raise the dataset's `objects` and the task's capacities.objects",
             )
         return chosen
-
-    def _choose(self, present: set[int], absent: set[int], rng: np.random.Generator) -> list[int]:
-        """Classes to ask for, shuffled: half the time all, else what is there and a random number of others.
-
-        All of them only if they fit and it is known of each whether it is there.
-        """
-        complete = len(present | absent) == len(self.names) <= self.most_classes
-        if complete and rng.random() < _ALL:
-            return rng.permutation(len(self.names)).tolist()
-        room = min(self.most_classes - len(present), len(self.names))
-        count = int(rng.integers(0 if present else 1, room + 1)) if room else 0
-        others = rng.permutation(sorted(absent))[:count].astype(int)
-        return rng.permutation([*sorted(present), *others]).astype(int).tolist()
 
     def _annotated(self, objects: list[dict], image: UInt8[np.ndarray, "h w 3"]) -> Annotated:
         """The picture with these objects, their boxes cut at its border."""

@@ -34,6 +34,15 @@ def test_at_most():
     assert len({frozenset(asked) for asked in crowded}) == 6
 
 
+def test_only_what_is_known_to_be_absent():
+    rngs = [np.random.default_rng(seed) for seed in range(100)]
+    found = [choose_classes(10, [2, 7], rng, absent=[1, 2, 4]) for rng in rngs]
+    assert {frozenset(asked) for asked in found} == {
+        frozenset({2, 7, *more}) for more in ((1, 4), (1,), (4,), ())
+    }
+    assert choose_classes(10, [], rngs[0], absent=[]) == []
+
+
 def test_tests_ask_for_all_in_order():
     assert choose_classes(4, [2], None) == [0, 1, 2, 3]
 
