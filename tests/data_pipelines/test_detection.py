@@ -15,6 +15,8 @@ from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
 from launch.truth import objects_of, picture_size
 from tests.data_pipelines.objects import BOXES, HEIGHT, WIDTH, annotation, coco, save_picture, shows, write
+from vllm2_jax.evals import EVALS
+from vllm2_jax.evals.objects import Detections
 
 CATEGORIES = [{"id": 7, "name": "Horse "}, {"id": 2, "name": "dog"}, {"id": 9, "name": "cat"}]
 HORSE, DOG = annotation("horse", category_id=7), annotation("dog", category_id=2)
@@ -119,6 +121,14 @@ def test_federated_files(folder):
     assert found.labels.tolist() == ["horse", "dog", "horse", "bow weapon"]
     assert found.crowds.tolist() == [False, False, True, True]
     np.testing.assert_array_equal(found.boxes[2:], [[0, 0, WIDTH, HEIGHT]] * 2)
+    # A second horse that nobody marked is no mistake; without LVIS' fields it is.
+    boxes = np.array([[30, 0, 40, 9], BOXES["horse"]], np.float64)
+    horses = Detections(boxes, np.array(["horse", "horse"]), np.array([0.9, 0.5]))
+    plain = objects_of(source(folder, HORSE, test=True)[0], "grounding_dino")
+    partly = objects_of(source(folder, HORSE, image=image, test=True)[0], "grounding_dino")
+    for truth, precision in ((partly, 1.0), (plain, 0.5)):
+        score = EVALS["box"].score([EVALS["box"].record(horses, truth)])
+        assert score["box/AP"] == pytest.approx(precision)
     nothing = source(folder, HORSE, image={"neg_category_ids": [], "not_exhaustive_category_ids": [7]})
     with pytest.raises(DataError, match="image 3: no object is left and no class is known to be absent"):
         nothing[0]
