@@ -10,9 +10,12 @@ from typing import Any
 
 from data_pipelines.datasets import (
     captions,
+    counting,
     crowdhuman,
     detection,
     editing,
+    grounded_captions,
+    in_context,
     interactive,
     keypoints,
     llava,
@@ -30,9 +33,12 @@ from data_pipelines.datasets import (
 
 DATASETS: dict[str, Callable[..., Any]] = {
     "captions": captions.load,
+    "counting": counting.load,
     "crowdhuman": crowdhuman.load,
     "detection": detection.load,
     "editing": editing.load,
+    "grounded_captions": grounded_captions.load,
+    "in_context": in_context.load,
     "interactive": interactive.load,
     "keypoints": keypoints.load,
     "llava": llava.load,
