@@ -7,14 +7,13 @@ stage than its config's flags say is still read right, and what is missing is fo
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from vllm2_jax.convert import lora
+from vllm2_jax.convert import decoder_sizes, lora
+from vllm2_jax.convert.decoder_sizes import Seen
 from vllm2_jax.convert.rules import ConversionError
-from vllm2_jax.decoders.diffusion.config import EDIT, PainterConfig
-from vllm2_jax.decoders.grounding_dino.config import GroundingDINOConfig
-from vllm2_jax.decoders.unipose.config import UniPoseConfig
 from vllm2_jax.llm.llama import LlamaConfig
 from vllm2_jax.llm.lora import LoRAConfig
 from vllm2_jax.model import ModelConfig
@@ -26,12 +25,12 @@ from vllm2_jax.vision.clip import CLIPConfig
 from vllm2_jax.vision.internvit import InternViTConfig
 from vllm2_jax.vision.regions import RegionConfig
 
-# Official prefix -> decoder and its released sizes.
-DECODERS: dict[str, tuple[str, Any]] = {
-    "gdino.": ("grounding_dino", GroundingDINOConfig()),
-    "unipose.": ("unipose", UniPoseConfig()),
-    "sd.": ("stable_diffusion", PainterConfig()),
-    "ip2p.": ("instruct_pix2pix", EDIT),
+# Official prefix -> decoder, and its sizes from its part of config.json and its shapes.
+DECODERS: dict[str, tuple[str, Callable[[Mapping[str, Any], Seen], Any]]] = {
+    "gdino": ("grounding_dino", decoder_sizes.grounding_dino),
+    "unipose": ("unipose", decoder_sizes.unipose),
+    "sd": ("stable_diffusion", decoder_sizes.stable_diffusion),
+    "ip2p": ("instruct_pix2pix", decoder_sizes.instruct_pix2pix),
 }
 
 
@@ -40,7 +39,6 @@ def model_config(
     shapes: Mapping[str, tuple[int, ...]],
     *,
     dtype: str = "bfloat16",
-    decoders: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
     """Sizes of the model that a checkpoint holds.
 
@@ -48,7 +46,6 @@ def model_config(
       official: config.json.
       shapes: official name -> shape, of all tensors.
       dtype: of products and activations.
-      decoders: decoder -> config where sizes differ from the released ones.
 
     Raises:
       ConversionError: a part without a config, or of an unknown kind.
@@ -66,25 +63,30 @@ def model_config(
         ) from None
     internvit = isinstance(vision, InternViTConfig)
     found = {
-        name: {**RELEASED_NAMES, **(decoders or {})}[name]
-        for prefix, (name, _) in DECODERS.items()
-        if any(key.startswith(prefix) for key in shapes)
+        name: sizes(official.get(f"{prefix}_config") or {}, Seen(shapes, f"{prefix}."))
+        for prefix, (name, sizes) in DECODERS.items()
+        if any(key.startswith(f"{prefix}.") for key in shapes)
     }
+    seen = Seen(shapes)
     return ModelConfig(
         vision=vision,
         vision_layer=official.get("vis_output_layer", -1 if internvit else -2),
         bridge=_bridge(official, shapes, vision.width, llm.width, internvit),
-        regions=RegionConfig(width=vision.width, width_out=llm.width, patch=vision.patch),
+        regions=RegionConfig(
+            hidden=seen.size("region_encoder.mask_embedding.3.bias", 0, RegionConfig.hidden),
+            pooling="cross_attn" if "region_encoder.region_query.weight" in shapes else RegionConfig.pooling,
+            width=vision.width,
+            width_out=llm.width,
+            patch=vision.patch,
+        ),
         llm=llm,
         queries=QueryCounts(
-            perception=official.get("num_embs", 4), generation=official.get("num_embs_gen", 64)
+            perception=seen.size("emb_embeddings_det.weight", 0, official.get("num_embs", 4)),
+            generation=seen.size("emb_embeddings_gen.weight", 0, official.get("num_embs_gen", 64)),
         ),
         decoders={name: dataclasses.replace(config, dtype=dtype) for name, config in found.items()},
         dtype=dtype,
     )
-
-
-RELEASED_NAMES = dict(DECODERS.values())
 
 
 def vision_config(official: Mapping[str, Any]) -> VisionConfig:
@@ -134,12 +136,25 @@ def llm_config(official: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
     )
 
 
+# Projection in official names (Llama's, InternLM2's) -> ours.
+ADAPTED = {
+    **{f"{name}_proj": name for name in ("q", "k", "v", "gate", "up", "down")},
+    **{"o_proj": "out", "wqkv": "q|k|v", "wo": "out", "w1": "gate", "w3": "up", "w2": "down"},
+}
+
+
 def _lora(shapes: Mapping[str, tuple[int, ...]]) -> LoRAConfig | None:
     """The rank is that of the tensors; the strength is the official alpha = 2 * rank (core, use_llm_lora)."""
     ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A.weight")}
     if len(ranks) > 1:
         raise ConversionError(f"adapters of several ranks {sorted(ranks)}; one rank is understood")
-    return LoRAConfig(rank=min(ranks), alpha=2.0 * min(ranks)) if ranks else None
+    if not ranks:
+        return None
+    found = {match[1] for name in shapes if (match := re.search(r"\.(\w+)\.lora_A\.weight$", name))}
+    if unknown := sorted(found - ADAPTED.keys()):
+        raise ConversionError(f"adapters of {', '.join(unknown)}; understood are {', '.join(ADAPTED)}")
+    targets = "|".join(dict.fromkeys(ADAPTED[name] for name in ADAPTED if name in found))
+    return LoRAConfig(rank=min(ranks), alpha=2.0 * min(ranks), targets=targets)
 
 
 def _bridge(

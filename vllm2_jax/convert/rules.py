@@ -8,6 +8,7 @@ A table is a list of rows; a row says which official names become which leaf, an
     Rule(r"attn\.qkv\.weight", ("q/kernel", "k/kernel", "v/kernel"), split(3, split_heads(16)))
     Ignore(r".*\.position_ids", "a buffer: 0, 1, 2, ...")
     Alias(r"head\.([1-9]\d*)\.(.*)", "head.0.{2}", copies=range(1, 6))                    # one shared tensor
+    Buffer("attn.relative_position_index", lambda: distances(7))                          # follows from sizes
 
 `{n}` in a path is the text of the pattern's n-th group. The one group that the path leaves out, `(\d+)`, is
 the index on the first axis of a stacked leaf. A row can be read backwards (`convert.names`): the names
@@ -115,7 +116,25 @@ class Alias:
                 yield names.name_of(self.pattern, groups | {group: str(copy) for group in free})
 
 
-Row = Rule | Ignore | Alias
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """An official tensor that follows from the sizes: it fills no leaf, but official files have it.
+
+    Attributes:
+      key: its official name.
+      value: makes it.
+    """
+
+    key: str
+    value: Callable[[], np.ndarray]
+
+    @property
+    def pattern(self) -> str:
+        """The name as a pattern."""
+        return re.escape(self.key)
+
+
+Row = Rule | Ignore | Alias | Buffer
 Table = Sequence[Row]
 
 
@@ -128,6 +147,8 @@ def prefixed(table: Table, key: str, path: str) -> list[Row]:
             rows.append(Rule(pattern, tuple(path + p for p in row.paths), row.transform))
         elif isinstance(row, Alias):
             rows.append(Alias(pattern, key + row.of, row.copies))
+        elif isinstance(row, Buffer):
+            rows.append(Buffer(key + row.key, row.value))
         else:
             rows.append(Ignore(pattern, row.reason))
     return rows
@@ -152,6 +173,7 @@ class Plan:
       parts: official name -> what it fills.
       sources: leaf -> its parts, in the order of layers.
       aliases: other name -> the official name in `parts` that it stands for.
+      buffers: official name -> what makes it.
     """
 
     table: Table
@@ -159,6 +181,7 @@ class Plan:
     parts: Mapping[str, Part]
     sources: Mapping[str, Sequence[Part]]
     aliases: Mapping[str, str]
+    buffers: Mapping[str, Buffer]
 
     @classmethod
     def make(cls, table: Table, leaves: Mapping[str, Shape]) -> "Plan":
@@ -191,7 +214,8 @@ class Plan:
         aliases = {
             name: key for row in table if isinstance(row, Alias) for key in parts for name in row.others(key)
         }
-        return cls(table, leaves, parts, sources, aliases)
+        buffers = {row.key: row for row in table if isinstance(row, Buffer)}
+        return cls(table, leaves, parts, sources, aliases, buffers)
 
     def check(self, shapes: Mapping[str, Shape]) -> dict[str, str]:
         """Compares a checkpoint's names and shapes with what the model needs.
@@ -211,8 +235,19 @@ class Plan:
             for key, part in self.parts.items()
             if key not in stored
         ]
-        for key in shapes:
-            rows = self._rows(key)
+        patterns = [
+            (f"{type(row).__name__.lower()} {row.pattern}", re.compile(row.pattern))
+            for row in self.table
+            if isinstance(row, Rule | Ignore)
+        ]
+        for key, shape in shapes.items():
+            if key in self.buffers:
+                expected = self.buffers[key].value().shape
+                wrong += [f"misshapen: {key} {shape}, the model has {expected}"] * (shape != expected)
+                continue
+            rows = [name for name, pattern in patterns if pattern.fullmatch(key)]
+            if key in self.aliases:
+                rows.append(f"alias of {self.aliases[key]}")
             if len(rows) > 1:
                 wrong.append(f"ambiguous: {key} matches {' and '.join(rows)}")
             elif not rows:
@@ -223,15 +258,6 @@ class Plan:
             wrong += self._misshapen(self.parts[key], name, shapes[name])
         _raise("the checkpoint does not fit the model", wrong)
         return stored
-
-    def _rows(self, key: str) -> list[str]:
-        """The rows that speak of a name, as text."""
-        rows = [
-            f"{type(row).__name__.lower()} {row.pattern}"
-            for row in self.table
-            if not isinstance(row, Alias) and re.fullmatch(row.pattern, key)
-        ]
-        return rows + ([f"alias of {self.aliases[key]}"] if key in self.aliases else [])
 
     def _misshapen(self, part: Part, name: str, shape: Shape) -> list[str]:
         want = [self.leaves[path][part.layer is not None :] for path in part.paths]

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Official names of Swin in its two spellings, without the prefix of a bigger model."""
 
-from vllm2_jax.convert.rules import Ignore, Row, Rule, Table
+from vllm2_jax.convert.rules import Buffer, Row, Rule, Table
 from vllm2_jax.convert.transforms import CONV, TRANSPOSE, join_heads, split, split_heads, split_heads_bias
-from vllm2_jax.vision.swin import SwinConfig
-
-_BUFFER = "a buffer that follows from the window size"
+from vllm2_jax.vision.swin import SwinConfig, distances
 
 
 def transformers_table(config: SwinConfig) -> Table:
@@ -14,7 +12,7 @@ def transformers_table(config: SwinConfig) -> Table:
         Rule(r"embeddings\.patch_embeddings\.projection\.weight", "patches/kernel", CONV),
         Rule(r"embeddings\.patch_embeddings\.projection\.bias", "patches/bias"),
         *_norm(r"embeddings\.norm", "norm"),
-        Ignore(r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.attention\.self\.relative_position_index", _BUFFER),
+        *_indices(config, "encoder.layers.{}.blocks.{}.attention.self"),
     ]
     for stage, heads in enumerate(config.heads):
         block, ours = rf"encoder\.layers\.{stage}\.blocks\.(\d+)\.", f"stages/{stage}/blocks/{{1}}/"
@@ -45,7 +43,7 @@ def original_table(config: SwinConfig) -> Table:
         Rule(r"patch_embed\.proj\.weight", "patches/kernel", CONV),
         Rule(r"patch_embed\.proj\.bias", "patches/bias"),
         *_norm(r"patch_embed\.norm", "norm"),
-        Ignore(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_index", _BUFFER),
+        *_indices(config, "layers.{}.blocks.{}.attn"),
     ]
     for stage, heads in enumerate(config.heads):
         block, ours = rf"layers\.{stage}\.blocks\.(\d+)\.", f"stages/{stage}/blocks/{{1}}/"
@@ -66,6 +64,15 @@ def original_table(config: SwinConfig) -> Table:
         if stage in config.stages:
             rows += _norm(rf"norm{stage}", f"stages/{stage}/norm")
     return rows
+
+
+def _indices(config: SwinConfig, attention: str) -> list[Row]:
+    """Which row of the bias table each pair of cells takes; all blocks have the same."""
+    return [
+        Buffer(f"{attention.format(stage, block)}.relative_position_index", lambda: distances(config.window))
+        for stage, depth in enumerate(config.depths)
+        for block in range(depth)
+    ]
 
 
 def _norm(official: str, ours: str) -> list[Row]:

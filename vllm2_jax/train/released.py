@@ -5,7 +5,6 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -53,15 +52,12 @@ class Released:
 def open_released(
     folder: str | pathlib.Path,
     components: Sequence[str] = (),
-    *,
-    decoders: Mapping[str, Any] | None = None,
 ) -> Released:
     """Opens a folder in the official layout.
 
     Args:
       folder: config.json, index, shards.
       components: parts of the model to take (values of `COMPONENTS`); none takes all.
-      decoders: decoder -> config, where sizes differ from the released ones.
 
     Raises:
       ConversionError: a damaged folder, an unknown component, a config that is not understood.
@@ -78,11 +74,11 @@ def open_released(
         if not components or component(key) in components
     }
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    config = model_config(official, shapes, decoders=decoders)
+    config = model_config(official, shapes)
     return Released(folder, config, make_plan(config, shapes), tensors)
 
 
-def reopen(folder: str | pathlib.Path, *, decoders: Mapping[str, Any] | None = None) -> Released:
+def reopen(folder: str | pathlib.Path) -> Released:
     """Config and plan of a folder that `streaming.write_orbax` wrote.
 
     Raises:
@@ -93,7 +89,7 @@ def reopen(folder: str | pathlib.Path, *, decoders: Mapping[str, Any] | None = N
         shapes = {key: tuple(shape) for key, shape in json.loads((folder / NAMES).read_text()).items()}
     except OSError as error:
         raise ConversionError(f"{error}; give a folder that launch.convert wrote") from None
-    config = model_config(read_config(folder), shapes, decoders=decoders)
+    config = model_config(read_config(folder), shapes)
     return Released(folder, config, make_plan(config, shapes), {})
 
 

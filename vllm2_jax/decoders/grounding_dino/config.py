@@ -44,7 +44,8 @@ class GroundingDINOConfig:
     """The whole decoder.
 
     Attributes:
-      backbone: all four stages of a Swin; the first one feeds the masks, the others the levels.
+      backbone: a Swin; its last three maps feed the levels, the first that comes out the masks. With all four
+        stages masks have stride 4, as the official code expects; with three, stride 8.
       width: of cells, classes and queries; a multiple of 32, for the group norms have 32 groups.
       levels: feature maps; 3 are the backbone's strides 8, 16 and 32, the fourth has stride 64.
       queries: learned queries, which is the most objects a picture can have.
