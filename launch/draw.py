@@ -26,7 +26,7 @@ def draw_objects(
       picture: the one that the objects' pixels belong to.
       objects: predicted or true; of predicted ones those whose score is above the threshold.
       names: classes in an order that is the same for several pictures, to give them equal colours.
-      keypoints: names of the keypoints.
+      keypoints: names of the keypoints, of at least as many as the objects have.
       threshold: of the score.
     """
     scores = objects.scores if isinstance(objects, Detections) else None
@@ -46,7 +46,8 @@ def draw_objects(
         draw.box(page, objects.boxes[i], draw.colour_of(colours[i]), said, width=thick)
     if objects.keypoints is not None:
         for i in order:
-            draw.skeleton(page, *_points(objects.keypoints[i]), keypoints, radius=1.5 * thick)
+            points, visibility = _points(objects.keypoints[i])
+            draw.skeleton(page, points, visibility, keypoints[: len(points)], radius=1.5 * thick)
     return page
 
 

@@ -14,6 +14,7 @@ from data_pipelines.errors import CapacityError, DataError
 from data_pipelines.keypoint_sets import SETS
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
+from launch.draw import draw_objects
 from launch.perceive import read
 from launch.truth import keypoint_names, objects_of
 from vllm2_jax.evals import EVALS
@@ -243,15 +244,23 @@ def test_more_objects_than_places(opened):
     assert len(objects_of(example, "unipose").boxes) == 4  # the score still counts all of them
 
 
-@pytest.mark.parametrize("metric", ["keypoints", "box", "unikpt"])
-def test_the_truth_is_what_predictions_are_compared_with(opened, metric):
+@pytest.mark.parametrize(("metric", "count"), [("keypoints", 3), ("box", 3), ("unikpt", 3), ("pck", 1)])
+def test_the_truth_is_what_predictions_are_compared_with(opened, metric, count):
     """A decoder that answers with its targets has a precision of 1."""
-    source = opened(content(*[person(seed, id=seed) for seed in range(3)]), test=True)
+    source = opened(content(*[person(seed, id=seed) for seed in range(count)]), test=True)
     targets = targets_of(source[0])
-    found = {"boxes": targets["boxes"], "labels": targets["labels"], "scores": np.array([0.9, 0.8, 0.7])}
+    found = {"boxes": targets["boxes"], "labels": targets["labels"], "scores": np.linspace(0.9, 0.7, count)}
     seen = read(found | {"keypoints": targets["keypoints"]}, 0, source[0], "unipose", (120, 160))
     values = EVALS[metric]([seen.objects], [objects_of(source[0], "unipose")])
-    assert values[f"{metric}/AP"] == pytest.approx(1.0)
+    assert values["pck" if metric == "pck" else f"{metric}/AP"] == pytest.approx(1.0)
+    # A report draws the names that the truth has points for.
+    drawn = draw_objects(
+        np.zeros((HEIGHT, WIDTH, 3), np.uint8),
+        objects_of(source[0], "unipose"),
+        keypoints=keypoint_names(source[0], "unipose"),
+    )
+    x, y = source[0].meta["truth"]["keypoints"][0, 1, :2].astype(int)  # the left eye
+    assert count > 1 or drawn.getpixel((int(x), int(y))) == (0, 190, 70)
 
 
 def test_malformed_files(opened):

@@ -82,7 +82,8 @@ def pck(name: str = "pck", threshold: float = 0.2) -> Metric:
         points, visible = truth.keypoints[0, :, :2], truth.keypoints[0, :, 2] > 0
         if found.keypoints is None or not len(found.scores):
             return np.where(visible, np.inf, np.nan)
-        best = found.keypoints[np.argmax(found.scores)]
+        # Detections have room for the longest list, the truth only its own points.
+        best = found.keypoints[np.argmax(found.scores), : len(points)]
         side = (truth.boxes[0, 2:] - truth.boxes[0, :2]).max()
         return distances(best[None], points[None], visible[None], np.array([side]))[0]
 
