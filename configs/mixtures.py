@@ -9,6 +9,7 @@ A task's keys are those of `data_pipelines.collate.TaskShape` and `datasets`; a 
 from typing import Any
 
 from configs.mixtures_detection import DETECTION, DETECTION_HELDOUT
+from configs.mixtures_grounding import GROUNDING, GROUNDING_HELDOUT
 from configs.mixtures_pose import POSE, POSE_HELDOUT
 
 # Every scene has one tile; the rows of a group are those of an ordinary batch, interleaved.
@@ -87,6 +88,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "synthetic": _SYNTHETIC,
     "synthetic_perception": _PERCEPTION,
     "detection": DETECTION,
+    "grounding": GROUNDING,
     "synthetic_pose": _SYNTHETIC_POSE,
     "pose": POSE,
     # Stage 1, first phase: one padded tile, captions without a question.
@@ -149,5 +151,6 @@ HELDOUT: dict[str, dict[str, Any]] = {
     "synthetic_perception": _held_out(_PERCEPTION),
     "synthetic_pose": _held_out(_SYNTHETIC_POSE),
     "detection": DETECTION_HELDOUT,
+    "grounding": GROUNDING_HELDOUT,
     "pose": POSE_HELDOUT,
 }

@@ -23,33 +23,26 @@ class Pair:
 
 
 def pair_files(image_root: str, mask_root: str) -> list[Pair]:
-    """The PNGs below a folder, each with the picture of the same name (and sub-folder) in another folder.
+    """The pictures below a folder, each with the PNG of the same name (and sub-folder) in another folder.
 
-    A picture that is missing is found out when it is read; its path is then the one it should have as JPEG.
+    Both may be one folder; its PNGs are the masks then. Masks without a picture are left out, as releases
+    have them in one folder for several splits (CAMO). A missing mask is found out when it is read.
 
     Raises:
-      DataError: no PNG, or no such folder.
+      DataError: no pictures, or no such folder.
     """
     images, masks = pathlib.Path(image_root), pathlib.Path(mask_root)
     for folder in (images, masks):
         if not folder.is_dir():
             raise DataError("no such folder", file=folder, remedy="check the path in the config")
-    named = sorted(path.relative_to(masks) for path in masks.rglob("*.png"))
-    if not named:
-        raise DataError("no PNG in this folder", file=masks, remedy="check the path in the config")
-    pictures = {
-        path.relative_to(images).with_suffix(""): path
-        for path in images.rglob("*")
-        # Masks may lie in the same folder as their pictures, which are JPEGs then.
-        if path.suffix[1:].lower() in PICTURES and (images != masks or path.suffix.lower() != ".png")
-    }
+    kinds = [kind for kind in PICTURES if images != masks or kind != "png"]
+    pictures = sorted(path for path in images.rglob("*") if path.suffix[1:].lower() in kinds)
+    if not pictures:
+        raise DataError("no pictures in this folder", file=images, remedy="check the path in the config")
+    names = [path.relative_to(images).with_suffix("") for path in pictures]
     return [
-        Pair(
-            str(name.with_suffix("")),
-            pictures.get(name.with_suffix(""), images / name.with_suffix(".jpg")),
-            masks / name,
-        )
-        for name in named
+        Pair(str(name), picture, (masks / name).with_name(f"{name.name}.png"))
+        for name, picture in zip(names, pictures, strict=True)
     ]
 
 

@@ -38,7 +38,7 @@ class Reference:
       expressions: phrases ("the red cup"), or sentences that are complete questions.
       sentences: whether they are complete questions.
       size: height and width that the object was drawn on; None if the file does not say.
-      box: left, top, right, bottom in pixels; None if there is only the outline.
+      box: left, top, right, bottom in pixels; None if there is none that can be used.
       segmentation: polygons or run lengths as in COCO; None if there is only the box.
       ignored: polygons that are cut out of the object.
       answer: explains why it is this object; may be empty.
@@ -78,6 +78,17 @@ class Reference:
                 remedy="drop the record",
             )
         return mask
+
+    def check_box(self) -> None:
+        """Raises DataError if there is neither a box nor an outline."""
+        if self.box is None and self.segmentation is None:
+            raise DataError(
+                "the object has no outline, and its box is smaller than a pixel or outside of the picture",
+                file=self.file,
+                record=self.record,
+                field="bbox",
+                remedy="repair the box or drop the record",
+            )
 
     def check_size(self, image: NDArray[np.uint8]) -> None:
         """Raises DataError if the picture is not of the size that the object was drawn on."""
@@ -132,10 +143,10 @@ def _read_coco_layout(path: str, content: dict) -> list[Reference]:
     references = []
     for image_id, image in coco.images.items():
         place = {"file": path, "index": f"image {image_id}"}
-        objects = coco.annotations[image_id]
+        objects = _annotations(coco, image_id)
         if len(objects) != 1:
             raise DataError(
-                f"{len(objects)} objects with a usable box",
+                f"{len(objects)} objects",
                 file=path,
                 record=place["index"],
                 field="annotations",
@@ -157,14 +168,14 @@ def _read_coco_layout(path: str, content: dict) -> list[Reference]:
 
 
 def _read_by_id(path: str, records: Sequence[dict], coco: CocoFile) -> list[Reference]:
-    annotations = {a.get("id"): a for group in coco.annotations.values() for a in group}
+    annotations = {a.get("id"): a for image_id in coco.images for a in _annotations(coco, image_id)}
     references = []
     for number, record in enumerate(records):
         place = {"file": path, "index": record.get("ref_id", number)}
         found = annotations.get(need(record, "ann_id", int, **place))
         if found is None:
             raise DataError(
-                f"{record['ann_id']} is no annotation of {coco.file} with a usable box",
+                f"{record['ann_id']} is no annotation of {coco.file}",
                 file=path,
                 record=place["index"],
                 field="ann_id",
@@ -183,11 +194,17 @@ def _read_by_id(path: str, records: Sequence[dict], coco: CocoFile) -> list[Refe
     return references
 
 
+def _annotations(coco: CocoFile, image_id: int) -> list[dict]:
+    """All of them: an expression may speak of a crowd, and a bad box fails when its record is read."""
+    return [*coco.annotations[image_id], *coco.crowds[image_id], *coco.unusable[image_id]]
+
+
 def _object(coco: CocoFile, annotation: dict) -> dict[str, Any]:
     x, y, w, h = annotation["bbox"]
+    unusable = any(annotation is other for other in coco.unusable[annotation["image_id"]])
     return {
         "size": coco.size(annotation["image_id"]),
-        "box": (float(x), float(y), float(x + w), float(y + h)),
+        "box": None if unusable else (float(x), float(y), float(x + w), float(y + h)),
         "segmentation": annotation.get("segmentation") or None,
     }
 

@@ -45,12 +45,13 @@ class ReferringSource:
 
         Raises:
           DataError: a missing picture or one of another size than the file says, an outline that cannot be
-            drawn or is empty, or an expression without words.
+            drawn or is empty, an object without outline and box, or an expression without words.
         """
         number, chosen = self.entries[index]
         reference, rng = self.references[number], self.viewing.rng(index)
         image = read_picture(self.image_root / reference.picture, record=reference.record, field="file_name")
         reference.check_size(image)
+        reference.check_box()
         height, width = image.shape[:2]
         mask = reference.mask(height, width)
         masks = None if mask is None else mask[None]

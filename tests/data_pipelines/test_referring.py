@@ -98,6 +98,18 @@ def test_boxes_without_outline(folder):
     assert truth.masks is None and truth.boxes.tolist() == [[50, 2, 74, 20]]
 
 
+def test_crowds_and_bad_boxes(folder):
+    content = one("dog", "dogs")
+    content["annotations"][0] |= {"iscrowd": 1}
+    assert len(load(**objects.write(folder, content), test=True)[0].targets["grounding_dino"]["boxes"]) == 1
+    content["annotations"][0] |= {"bbox": [50, 2, 0, 18]}
+    example = load(**objects.write(folder, content), test=True)[0]
+    assert objects_of(example, "grounding_dino").boxes.tolist() == [[50, 2, 74, 20]]  # of the outline
+    del content["annotations"][0]["segmentation"]
+    with pytest.raises(DataError, match="record image 3, field 'bbox': the object has no outline, and"):
+        load(**objects.write(folder, content))[0]
+
+
 def test_reasoning_in_coco_layout(folder):
     content = one("dog", "What could guard the house?", answer="Dogs, here on the right, guard houses.")
     options = objects.write(folder, content)
@@ -140,7 +152,7 @@ def test_reasonseg_folder(folder):
     [
         (one("dog", " "), r"image 3, field 'expressions': \[' '\] is no list of texts"),
         (objects.coco(objects.annotation("dog")), "image 3, field 'expressions': the field is missing"),
-        (one() | {"annotations": []}, "image 3, field 'annotations': 0 objects with a usable box"),
+        (one() | {"annotations": []}, "image 3, field 'annotations': 0 objects"),
         ({"a": 1}, "neither a COCO file nor a list of references"),
         ([{"ann_id": 1, "sentences": ["x"]}], "set `instances`"),
     ],

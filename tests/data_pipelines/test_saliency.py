@@ -76,10 +76,19 @@ def test_bad_files(options, tmp_path):
     (tmp_path / "masks/a.png").unlink()
     with pytest.raises(DataError, match=r"masks/a.png, record a: no such mask. Remedy"):
         source[0]
-    with pytest.raises(DataError, match="masks: no PNG in this folder"):
+    (tmp_path / "images/a.png").write_bytes(b"GIF89a")
+    with pytest.raises(DataError, match=r"images/a.png, record a, field 'image_root': cannot be decoded"):
+        source[0]
+    (tmp_path / "images/a.png").unlink()
+    with pytest.raises(DataError, match="images: no pictures in this folder"):
         load(**options)
-    objects.save_mask(tmp_path / "masks/c.png", np.ones((40, 80), np.uint8))
-    with pytest.raises(DataError, match=r"images/c.jpg, record c, field 'image_root': no such picture"):
-        load(**options)[0]
     with pytest.raises(DataError, match="nowhere: no such folder"):
         load(**{**options, "mask_root": str(tmp_path / "nowhere")})
+
+
+def test_pictures_and_masks_in_one_folder(options, tmp_path):
+    folder = str(tmp_path / "masks")
+    objects.save_picture(tmp_path / "masks", "a.v2.jpg")
+    objects.save_mask(tmp_path / "masks/a.v2.png", objects.mask("horse").astype(np.uint8))
+    source = load(**{**options, "image_root": folder, "mask_root": folder}, test=True)
+    assert len(source) == 1 and source[0].record == "a.v2"  # the mask a.png has no picture

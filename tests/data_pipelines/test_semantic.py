@@ -142,7 +142,7 @@ def test_bad_maps(options, tmp_path, values, message):
     assert "labels/a.png" in str(found.value) and found.value.remedy
 
 
-def test_missing_picture(options, tmp_path):
-    (tmp_path / "a.jpg").unlink()
-    with pytest.raises(DataError, match=r"a.jpg, record a, field 'image_root': no such picture"):
+def test_missing_map(options, tmp_path):
+    (tmp_path / "labels/a.png").unlink()
+    with pytest.raises(DataError, match=r"labels/a.png, record a: no such mask. Remedy"):
         load(**options)[0]
