@@ -53,13 +53,15 @@ def test_names_of_devices():
         mesh.find_devices("cpu:9")
     with pytest.raises(ValueError, match="no TPU topology 'v9z:2x2'"):
         mesh.find_devices("v9z:2x2")
+    with pytest.raises(ValueError, match="no topology 'v5e_4x4': use a name such as"):
+        mesh.find_devices("v5e_4x4")
     with pytest.raises(ValueError, match="unknown sharding strategy 'fdsp'; choose one of single"):
         mesh.find_strategy("fdsp")
 
 
 @pytest.mark.tpu_compile
 def test_topology_of_two_slices():
-    devices = mesh.find_devices("v5e:2x2", num_slices=2)
+    devices = mesh.find_devices("2*v5e:2x2")
     made = mesh.make_mesh(STRATEGIES["multislice"], devices)
     assert dict(made.shape) == {"data": 2, "fsdp": 4}
     for row in made.devices:

@@ -2,6 +2,7 @@
 """Devices -> mesh: real ones, those of a TPU topology one does not have, or none at all (reports)."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from vllm2_jax.sharding.chips import CHIPS
 from vllm2_jax.sharding.strategies import STRATEGIES, Strategy
 
 
@@ -33,13 +35,13 @@ def parse_sizes(text: str) -> dict[str, int]:
     return sizes
 
 
-def find_devices(name: str = "", num_slices: int = 1) -> list[Any]:
+def find_devices(name: str = "") -> list[Any]:
     """The devices that `name` stands for.
 
     Args:
       name: "" for those that are attached; "cpu:8" for the first 8 host devices; "v5e:4x4" for the devices of
-        a TPU topology, which programs can be compiled for but not run on (needs libtpu).
-      num_slices: slices of the topology, joined by the data-centre network.
+        a TPU topology, which programs can be compiled for but not run on (needs libtpu); "2*v5e:4x4" for two
+        such slices, joined by the data-centre network.
 
     Raises:
       ValueError: fewer host devices than asked for, or a topology that libtpu does not know.
@@ -54,12 +56,20 @@ def find_devices(name: str = "", num_slices: int = 1) -> list[Any]:
                 f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted} before Python starts"
             )
         return found[:wanted]
+    shape = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)+)", name)
+    if not shape:
+        raise ValueError(f"no topology {name!r}: use a name such as v5e:4x4, v5p:4x4x4, 2*v6e:16x16 or cpu:8")
+    slices, sides = int(shape[1] or 1), [int(side) for side in shape[3].split("x")]
+    options: dict[str, Any] = {"num_slices": slices}
+    if math.prod(sides) == 1:  # libtpu puts 2x2 chips on a host unless told otherwise
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        topology = topologies.get_topology_desc(name, platform="tpu", num_slices=num_slices)
+        topology = topologies.get_topology_desc(f"{shape[2]}:{shape[3]}", platform="tpu", **options)
     except Exception as error:  # libtpu raises several kinds of errors, none of which names the topology
         raise ValueError(
-            f"no TPU topology {name!r}: use a name such as v5e:4x4, v5p:4x4x4 or v6e:16x16, and install "
-            f"the libtpu that jax[tpu] pins; libtpu says: {error}"
+            f"no TPU topology {name!r}: the chips are {', '.join(CHIPS)}, the sides those of a slice, as in "
+            "v5e:4x4, v5p:4x4x4 or v6e:16x16; install the libtpu that jax[tpu] pins. libtpu says: "
+            f"{error}"
         ) from error
     return list(topology.devices)
 

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the compiler says about a program for chips one does not have, as numbers and as text."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from launch.build import Run
+from launch.roofline import Roofline, roofline
+from vllm2_jax.sharding.chips import Chip
+from vllm2_jax.sharding.collectives import Total, collectives, totals
+from vllm2_jax.sharding.costs import work
+from vllm2_jax.sharding.mesh import count_slices
+from vllm2_jax.sharding.partition import placements
+from vllm2_jax.sharding.program import parse
+from vllm2_jax.sharding.report import bytes_per_chip, readable
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+      arguments: state and batch.
+      outputs: the new state (which takes the place of the old one: `aliased`) and the metrics.
+      temporaries: activations, gradients and whatever else lives while the program runs.
+      code: the program itself.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """All of it, what is shared counted once."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One program on one slice.
+
+    Attributes:
+      title: config and topology.
+      facts: what was compiled: mesh, strategy, batch, remat, ...
+      devices: of the mesh.
+      chip: facts of the chip, None for a CPU without `--chip`.
+      memory: of a device; None if the program does not fit.
+      state: bytes of params, frozen params and optimizer state on a device, by their shardings.
+      problem: what the compiler said where the program does not fit.
+      model_flops: that the model needs in one step, on all devices.
+      flops, bytes: products, and traffic with the main memory, of one device in one step.
+      collectives: by kind and mesh axes.
+      by_part: part of the model -> its share of flops, bytes and sent bytes on a device.
+      times: roofline; None without a chip.
+      unknown_loops: loops whose turns depend on data; they count once.
+      lower_seconds, compile_seconds: on the machine that compiled.
+    """
+
+    title: str
+    facts: Mapping[str, Any]
+    devices: int
+    chip: Chip | None
+    memory: Memory | None
+    state: Mapping[str, int]
+    problem: str
+    model_flops: float
+    flops: float = 0.0
+    bytes: float = 0.0
+    collectives: Sequence[Total] = ()
+    by_part: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    times: Roofline | None = None
+    unknown_loops: int = 0
+    lower_seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+    def mfu(self, seconds: float) -> float:
+        """Model FLOP utilisation if a step took so long."""
+        if self.chip is None:
+            raise ValueError("utilisation needs a chip")
+        return self.model_flops / (self.devices * self.chip.flops / self.chip.devices * seconds)
+
+    @property
+    def hbm(self) -> float:
+        """Bytes of memory of a device."""
+        return math.inf if self.chip is None else self.chip.hbm / self.chip.devices
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what follows from others is there too."""
+        found = dataclasses.asdict(self)
+        if self.memory is not None:
+            found["memory"]["total"] = self.memory.total
+        if self.times is not None:
+            for name in ("best", "worst"):
+                seconds = getattr(self.times, name)
+                found["times"][name], found[f"mfu_{name}"] = seconds, self.mfu(seconds)
+        return found
+
+
+def state_bytes(run: Run) -> dict[str, int]:
+    """Bytes of each part of the train state on one device."""
+    rules, other = run.strategy.rules, run.strategy.optimizer_rules
+    parts = {"params": rules, "frozen": rules, "opt_state": other}
+    return {
+        name: sum(
+            bytes_per_chip(leaf, run.mesh)
+            for leaf in placements(getattr(run.plan.abstract, name), run.mesh, rules)
+        )
+        for name, rules in parts.items()
+    }
+
+
+def check_state(run: Run, hbm: float) -> None:
+    """Raises ValueError if the train state alone is more than a device holds; names what is largest."""
+    found = state_bytes(run)
+    if sum(found.values()) <= hbm:
+        return
+    by_module: dict[str, tuple[int, bool]] = {}
+    for leaf in placements(run.plan.abstract.params, run.mesh, run.strategy.rules):
+        module = leaf.path.split("/")[0]
+        size, whole = by_module.get(module, (0, True))
+        by_module[module] = size + bytes_per_chip(leaf, run.mesh), whole and not any(leaf.spec)
+    module, (size, whole) = max(by_module.items(), key=lambda entry: entry[1][0])
+    raise ValueError(
+        f"the train state takes {readable(sum(found.values()))} on each device, which has "
+        f"{readable(int(hbm))}: {', '.join(f'{name} {readable(size)}' for name, size in found.items())}. "
+        f"Largest are the parameters of {module!r}, {readable(size)}"
+        + (", whole on every device" if whole else "")
+        + "; take a strategy that splits them (fsdp, fsdp_tp), a bigger slice, or train less of the model"
+    )
+
+
+def analyse(run: Run, program: Any, chip: Chip | None) -> dict[str, Any]:
+    """The fields of a `Report` that come out of a compiled program."""
+    stats = program.memory_analysis()
+    parsed = parse(program.as_text())
+    done, unknown = work(parsed)
+    slices = count_slices(list(run.mesh.devices.flat))
+    talk = collectives(parsed, dict(run.mesh.shape), slices)
+    parts: dict[str, dict[str, float]] = {}
+    for one in done:
+        entry = parts.setdefault(one.part, {"flops": 0.0, "bytes": 0.0, "sent": 0.0})
+        entry["flops"] += one.times * one.flops
+        entry["bytes"] += one.times * one.bytes
+    for message in talk:
+        entry = parts.setdefault(message.part, {"flops": 0.0, "bytes": 0.0, "sent": 0.0})
+        entry["sent"] += message.sent
+    return {
+        "memory": Memory(
+            arguments=stats.argument_size_in_bytes,
+            outputs=stats.output_size_in_bytes,
+            aliased=stats.alias_size_in_bytes,
+            temporaries=stats.temp_size_in_bytes,
+            code=stats.generated_code_size_in_bytes,
+        ),
+        "flops": sum((one.times * one.flops for one in done), 0.0),
+        "bytes": sum((one.times * one.bytes for one in done), 0.0),
+        "collectives": totals(talk),
+        "by_part": dict(sorted(parts.items(), key=lambda entry: -entry[1]["flops"])),
+        "times": None if chip is None else roofline(done, talk, chip, run.mesh),
+        "unknown_loops": len(unknown),
+    }
+
+
+def markdown(report: Report) -> str:
+    """The report as people read it."""
+    lines = [f"# {report.title}", ""]
+    lines += _table(("what", "value"), [(name, str(value)) for name, value in report.facts.items()])
+    lines += ["", "## Memory of a device", ""]
+    rows = [(name, readable(size)) for name, size in report.state.items()]
+    if report.memory is None:
+        lines += [*_table(("part", "size"), rows), "", f"**Does not fit.** {report.problem}"]
+        return "\n".join(lines) + "\n"
+    memory = report.memory
+    rows += [
+        ("arguments (state and batch)", readable(memory.arguments)),
+        ("temporaries", readable(memory.temporaries)),
+        ("code", readable(memory.code)),
+        ("outputs beyond the donated state", readable(memory.outputs - memory.aliased)),
+        ("**total**", f"**{readable(memory.total)}**"),
+    ]
+    if report.chip is not None:
+        rows += [
+            (f"memory of a {report.chip.name} device", readable(int(report.hbm))),
+            ("headroom", readable(int(report.hbm - memory.total))),
+        ]
+    lines += _table(("part", "size"), rows)
+    lines += ["", "## Work of a step", ""]
+    useful = report.model_flops / report.devices
+    lines += _table(
+        ("what", "on a device"),
+        [
+            ("operations the model needs", f"{useful / 1e12:.4g} TFLOP"),
+            (
+                "operations of the program",
+                f"{report.flops / 1e12:.4g} TFLOP ({report.flops / useful:.2f} times)",
+            ),
+            ("traffic with the main memory", readable(int(report.bytes))),
+            ("sent to other devices", readable(int(sum(row.sent for row in report.collectives)))),
+        ],
+    )
+    if report.unknown_loops:
+        lines += ["", f"{report.unknown_loops} loops turn as often as the data wants; they count once."]
+    lines += ["", "## Collectives", ""]
+    lines += _table(
+        ("kind", "over", "in the program", "runs", "sent by a device"),
+        [
+            (row.kind, ", ".join(row.axes), str(row.count), str(row.times), readable(int(row.sent)))
+            for row in report.collectives
+        ],
+    )
+    if report.times is not None:
+        lines += ["", "## Roofline", "", *_times(report, report.times)]
+    return "\n".join(lines) + "\n"
+
+
+def _times(report: Report, times: Roofline) -> list[str]:
+    def row(name: str, seconds: float) -> tuple[str, str, str]:
+        return name, f"{seconds * 1e3:.4g} ms", f"{report.mfu(seconds):.1%}"
+
+    rows = [
+        (name, f"{seconds * 1e3:.4g} ms", "")
+        for name, seconds in (
+            ("products at the peak", times.compute),
+            ("traffic with the main memory", times.memory),
+            ("both, instruction by instruction", times.device),
+            ("collectives inside a slice", times.ici),
+            ("collectives between slices", times.dcn),
+        )
+    ]
+    rows += [
+        row("**step, communication beside computation**", times.best),
+        row("**step, one after the other**", times.worst),
+    ]
+    return _table(("what", "time", "MFU"), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def explain(run: Run, report: Report) -> str:
+    """What costs most: parameters by module, work and communication by part of the model."""
+    rows: dict[str, dict[str, int]] = {}
+    rules = {"params": run.strategy.rules, "frozen": run.strategy.rules}
+    rules["opt_state"] = run.strategy.optimizer_rules
+    for name, rule in rules.items():
+        for leaf in placements(getattr(run.plan.abstract, name), run.mesh, rule):
+            path = leaf.path.split("/")
+            if not leaf.shape:
+                continue  # a counter
+            if name == "opt_state":  # ".../mu/llm/layers/..." -> the parameter's own path
+                path = path[next((i + 1 for i, key in enumerate(path) if key in ("mu", "nu")), 0) :]
+            module = "/".join(path[: 2 if path[0] in ("decoders", "llm") else 1])
+            entry = rows.setdefault(module, dict.fromkeys(("numbers", *rules), 0))
+            entry[name] += bytes_per_chip(leaf, run.mesh)
+            entry["numbers"] += math.prod(leaf.shape) if name != "opt_state" else 0
+    lines = ["## Parameters by module, on a device", ""]
+    lines += _table(
+        ("module", "numbers in all", "params", "frozen", "opt_state"),
+        [
+            (module, f"{entry['numbers']:,}", *(readable(entry[name]) for name in rules))
+            for module, entry in sorted(rows.items(), key=lambda row: -row[1]["numbers"])
+        ],
+    )
+    if report.by_part:
+        lines += ["", "## Work by part, on a device", ""]
+        lines += _table(
+            ("part", "TFLOP", "traffic", "sent"),
+            [
+                (part, f"{x['flops'] / 1e12:.4g}", readable(int(x["bytes"])), readable(int(x["sent"])))
+                for part, x in report.by_part.items()
+            ],
+        )
+    return "\n".join(lines) + "\n"
+
+
+def facts(run: Run, config: Any, batch: Any) -> dict[str, Any]:
+    """What was compiled."""
+    rows = sum(task.labels.shape[1] for task in batch.values())
+    sizes = ", ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items())
+    count = {
+        part: sum(x.size for x in jax.tree.leaves(getattr(run.plan.abstract, part)))
+        for part in ("params", "frozen")
+    }
+    return {
+        "devices": f"{run.mesh.size} in {count_slices(list(run.mesh.devices.flat))} slice(s)",
+        "strategy": f"{config.sharding.strategy}: {sizes}",
+        "parameters": f"{count['params']:,} trained, {count['frozen']:,} frozen",
+        "batch": f"{config.data.groups} groups of {rows} rows of {config.data.length} columns",
+        "tasks": ", ".join(batch),
+        "schedule": f"{config.step.schedule}, accumulate {config.step.accumulate}",
+        "remat": ", ".join(f"{part} {policy}" for part, policy in config.remat.items()),
+        "attention": config.attention,
+        "loss chunk": config.loss_chunk,
+        "dtype": f"{config.dtype}, frozen {config.frozen_dtype}",
+    }

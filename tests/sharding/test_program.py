@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading compiled programs: loops count as often as they turn, collectives go over the axes they should."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vllm2_jax.sharding.chips import CHIPS
+from vllm2_jax.sharding.collectives import collectives, mesh_axes, totals
+from vllm2_jax.sharding.costs import valid_pairs, work
+from vllm2_jax.sharding.mesh import find_devices
+from vllm2_jax.sharding.program import Instruction, parse
+from vllm2_jax.train.flops import count_flops
+
+DEPTH, ROWS, WIDTH = 5, 32, 64
+X = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32)
+W = jax.ShapeDtypeStruct((DEPTH, WIDTH, WIDTH), jnp.float32)
+
+
+def chain(x, w, unroll):
+    return jax.lax.scan(lambda x, w: (x @ w, None), x, w, unroll=unroll)[0]
+
+
+def compiled(unroll, **kwargs):
+    return jax.jit(functools.partial(chain, unroll=unroll), **kwargs).lower(X, W).compile()
+
+
+def summed(program, what):
+    return sum(one.times * getattr(one, what) for one in work(parse(program.as_text()))[0])
+
+
+def test_loops_count_as_often_as_they_turn():
+    scanned, unrolled = compiled(1), compiled(DEPTH)
+    expected = 2 * DEPTH * ROWS * WIDTH * WIDTH
+    assert scanned.cost_analysis()["flops"] < expected / 2  # XLA counts the body once
+    assert unrolled.cost_analysis()["flops"] == pytest.approx(expected, rel=0.01)
+    assert summed(scanned, "flops") == summed(unrolled, "flops") == expected
+    assert count_flops(functools.partial(chain, unroll=1), X, W) == expected
+
+
+def test_traffic_is_that_of_one_layer_a_turn():
+    scanned, unrolled = summed(compiled(1), "bytes"), summed(compiled(DEPTH), "bytes")
+    least = 4 * (DEPTH * WIDTH * WIDTH + 2 * DEPTH * ROWS * WIDTH)  # weights once, activations in and out
+    assert least <= unrolled <= 2.5 * least
+    assert least <= scanned <= 4 * least  # a stack read whole in every turn would be DEPTH times as much
+
+
+def test_loops_that_wait_for_data_are_listed():
+    def halve(x):
+        return jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x @ x, x)
+
+    x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    found, unknown = work(parse(jax.jit(halve).lower(x).compile().as_text()))
+    assert len(unknown) == 1
+    assert sum(one.times * one.flops for one in found) == 2 * 8**3
+    assert count_flops(halve, x) == 2 * 8**3
+
+
+@pytest.mark.parametrize(("stride", "pad"), [(1, 1), (2, 1), (3, 0)])
+def test_convolutions_leave_out_the_border(stride, pad):
+    def convolve(x, k):
+        return jax.lax.conv_general_dilated(
+            x, k, (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    x, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 9, 9, 3), (3, 3, 3, 5)))
+    program = jax.jit(convolve).lower(x, k).compile()
+    flops = summed(program, "flops")
+    assert flops == count_flops(convolve, x, k)
+    out = (9 + 2 * pad - 3) // stride + 1
+    seen = sum(0 <= o * stride + c - pad < 9 for o in range(out) for c in range(3))
+    assert valid_pairs(9, 3, out, stride=stride, pad=pad) == seen
+    assert flops == 2 * 2 * seen**2 * 3 * 5
+
+
+def test_collectives_by_kind_and_axes():
+    mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=P("fsdp", "tensor"), out_specs=P("fsdp", "tensor"), check_vma=False
+    )
+    def talk(x):
+        def body(x, _):
+            whole = jax.lax.all_gather(x, "tensor", axis=1, tiled=True)
+            return x + jax.lax.psum(jnp.sin(whole).sum(1, keepdims=True), "fsdp"), None
+
+        return jax.lax.psum(jax.lax.scan(body, x, length=3)[0], ("fsdp", "tensor"))
+
+    x = jax.ShapeDtypeStruct((16, 32), jnp.float32)
+    program = parse(jax.jit(talk).lower(x).compile().as_text())
+    found = {(row.kind, row.axes): row for row in totals(collectives(program, dict(mesh.shape)))}
+    gather = found["all-gather", ("tensor",)]
+    assert (gather.count, gather.times) == (1, 3)
+    assert gather.sent == 3 * (3 / 4) * (8 * 32 * 4)  # three quarters of the gathered rows, three times
+    inner = found["all-reduce", ("fsdp",)]
+    assert (inner.times, inner.sent) == (3, 3 * 2 * (1 / 2) * (8 * 1 * 4))
+    assert found["all-reduce", ("fsdp", "tensor")].sent == 2 * (7 / 8) * (8 * 8 * 4)
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes", "size"),
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}, x", ("tensor",), 4),
+        ("replica_groups={}, x", ("fsdp", "tensor"), 8),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), x", ("fsdp",), 2),
+        ("replica_groups=[1,8]<=[8], x", ("fsdp", "tensor"), 8),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, x", ("tensor",), 4),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, x", ("fsdp",), 2),
+        ("replica_groups=mesh['a'=8] {'a':(2)4}, x", ("tensor",), 4),
+        ("source_target_pairs={{0,4},{4,0}}, x", ("fsdp",), 2),
+    ],
+)
+def test_forms_of_groups(groups, axes, size):
+    line = Instruction("a", "f32[4]", "all-gather", (), "", f", {groups}", False)
+    assert mesh_axes(line, {"fsdp": 2, "tensor": 4}) == (axes, size)
+
+
+def test_unknown_form_of_groups_is_shown():
+    line = Instruction("a", "f32[4]", "all-gather", (), "", ", replica_groups=<new>", False)
+    with pytest.raises(ValueError, match="unknown form of replica groups: '<new>'"):
+        mesh_axes(line, {"fsdp": 2})
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("chip", CHIPS)
+def test_products_of_a_tpu_program(chip):
+    """TPUs run products as convolutions, sometimes padded ones, inside of fusions."""
+    device = find_devices(f"{chip}:2x2" + ("x1" if CHIPS[chip].dims == 3 else ""))[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    q = jax.ShapeDtypeStruct((4, 16, 8, 32), jnp.bfloat16, sharding=sharding)
+    w = jax.ShapeDtypeStruct((3, 8, 32, 32), jnp.bfloat16, sharding=sharding)
+
+    def layers(q, w):
+        def body(q, w):
+            q = jnp.einsum("bthd,hde->bthe", q, w)
+            return jnp.einsum("bths,bshd->bthd", jnp.einsum("bthd,bshd->bths", q, q), q), None
+
+        return jax.lax.scan(body, q, w)[0]
+
+    program = jax.jit(layers).lower(q, w).compile()
+    assert summed(program, "flops") == count_flops(layers, q, w) == 3 * 2 * 4 * 16 * 8 * 32 * (32 + 2 * 16)
