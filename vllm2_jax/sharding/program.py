@@ -146,11 +146,12 @@ def parse(text: str) -> Program:
     """Reads `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    # Metadata of kernels goes over several lines, of which the later ones start like this.
+    for line in re.sub(r'\n(?="|\}\})', " ", text).splitlines():
         if line.endswith("{") and (head := re.match(r"(ENTRY )?%([\w.\-]+) \(", line)):
             current = computations[head[2]] = {}
             entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":
             current = None
         elif current is not None and (found := _instruction(line)):
             current[found.name] = found
