@@ -13,6 +13,7 @@ from data_pipelines.collate import TaskShape, blank_row, collate, make_row
 from data_pipelines.conversation import stop_id
 from data_pipelines.example import Example
 from launch.build import Run
+from launch.rows import whole_rows
 from vllm2_jax.batch import Inputs, flatten_groups
 from vllm2_jax.llm.generate import NO_LINK, Generation, cut_at, generate
 from vllm2_jax.llm.sampling import Sampler
@@ -100,17 +101,17 @@ class Answerer:
           DataError: a prompt that is wrong or does not fit; names file and record.
         """
         part, parts = host_share(self.run.mesh, self.run.strategy.rules)
-        count = self.config.rows * parts
+        rows = whole_rows(self.run, self.config.rows)
+        count = rows * parts
         blank = blank_row(self.run.tokenizer, self.spec, self.shape)
         answers: list[Answer] = []
         for start in range(0, len(examples), count):
             now = examples[start : start + count]
-            mine = now[part * self.config.rows : (part + 1) * self.config.rows]
-            rows = [make_row(example, self.run.tokenizer, self.spec, self.shape) for example in mine]
-            rows += [blank] * (self.config.rows - len(rows))
-            host, _ = collate(rows, self.spec, self.shape)
-            made = self._run(model, host.inputs, start)
-            answers += [self._decode(*row) for row in zip(*made, strict=True)][: len(now)]
+            mine = now[part * rows : (part + 1) * rows]
+            made = [make_row(example, self.run.tokenizer, self.spec, self.shape) for example in mine]
+            host, _ = collate([*made, *[blank] * (rows - len(made))], self.spec, self.shape)
+            found = self._run(model, host.inputs, start)
+            answers += [self._decode(*row) for row in zip(*found, strict=True)][: len(now)]
         return answers
 
     def _run(self, model: VisionLLMv2, inputs: Inputs, start: int) -> list[np.ndarray]:

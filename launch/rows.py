@@ -8,7 +8,7 @@ from data_pipelines.collate import CollateSpec, TaskShape, blank_row, collate, m
 from data_pipelines.example import Example
 from launch.build import Run
 from vllm2_jax.batch import TaskRows
-from vllm2_jax.sharding.partition import host_share
+from vllm2_jax.sharding.partition import batch_shards, host_share
 
 
 class Examples(Protocol):
@@ -19,10 +19,16 @@ class Examples(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
+def whole_rows(run: Run, rows: int) -> int:
+    """`rows`, or the next number that splits over the devices of a host."""
+    devices = batch_shards(run.mesh, run.strategy.rules) // host_share(run.mesh, run.strategy.rules)[1]
+    return -(-rows // devices) * devices
+
+
 def host_batches(
     run: Run, spec: CollateSpec, shape: TaskShape, rows: int, examples: Examples
 ) -> Iterator[tuple[list[tuple[int, Example]], TaskRows, dict[str, int]]]:
-    """Batches of `rows` rows on this host, filled up with padding.
+    """Batches of `rows` rows on this host, or of a few more that split over its devices, filled with padding.
 
     Args:
       run: gives tokenizer and mesh.
@@ -38,6 +44,7 @@ def host_batches(
       DataError: a record that is wrong or too long; names file and record.
     """
     part, parts = host_share(run.mesh, run.strategy.rules)
+    rows = whole_rows(run, rows)
     blank = blank_row(run.tokenizer, spec, shape)
     for start in range(0, len(examples), rows * parts):
         first = start + part * rows

@@ -89,8 +89,8 @@ class Links:
       valid: which links exist; the states of the others are those of some other column and mean nothing.
     """
 
-    states: Float[Array, "*B K Q D"]
-    valid: Bool[Array, "*B K"]
+    states: Float[Leaf, "*B K Q D"]
+    valid: Bool[Leaf, "*B K"]
 
 
 def merge(tasks: Sequence[Inputs], tokens_per_tile: int) -> Inputs:

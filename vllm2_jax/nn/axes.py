@@ -8,7 +8,8 @@ name means on a mesh is decided outside, by a sharding strategy: a dict from axi
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -65,8 +66,22 @@ def dividing_axes(name: str, count: int) -> tuple[str, ...] | None:
     return axes if axes and count % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
 
 
+def on_each_device(function: Callable[..., Any], rows: int) -> Callable[..., Any]:
+    """`function` of arrays that lead with `rows` rows, on a mesh run by every device for its own rows.
+
+    For sorts, `top_k` and loops, which the partitioner runs on all rows everywhere, or in lockstep.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    spec = PartitionSpec(dividing_axes("batch", rows))
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Pins the sharding of an activation by axis names; without active rules it returns `x` as it is."""
+    """Pins the sharding of an activation by axis names; without active rules it returns `x` as it is.
+
+    Axes of length 1 stay whole: what all rows share is computed once, not by one device for all.
+    """
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} axis names {names} for an array of shape {x.shape}")
     for name in names:
@@ -74,5 +89,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     rules = _RULES.get()
     if rules is None:
         return x
-    spec = PartitionSpec(*[rules.get(name) if name else None for name in names])
+    split = [
+        rules.get(name) if name and size > 1 else None for name, size in zip(names, x.shape, strict=True)
+    ]
+    spec = PartitionSpec(*split)
     return jax.lax.with_sharding_constraint(x, spec)

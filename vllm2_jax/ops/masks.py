@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt8
 
+from vllm2_jax.ops.select import top
+
 
 @struct.dataclass
 class Points:
@@ -55,9 +57,9 @@ def read(
     return jax.vmap(of_row)(maps, points[:, 0] if shared else points)
 
 
-def undecided(logits: Float[Array, "*B C"], count: int) -> Int[Array, "*B _"]:
+def undecided(logits: Float[Array, "B *N C"], count: int) -> Int[Array, "B *N {count}"]:
     """Indices of the `count` logits closest to 0; no gradient."""
-    return jax.lax.top_k(-jnp.abs(jax.lax.stop_gradient(logits)), count)[1]
+    return top(-jnp.abs(logits), count)[1]
 
 
 def at_points(

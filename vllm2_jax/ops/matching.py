@@ -3,11 +3,10 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from optax.assignment import hungarian_algorithm
 
-from vllm2_jax.nn.axes import dividing_axes
+from vllm2_jax.nn.axes import on_each_device
 
 LARGEST = 1e5  # stands for a cost that is not a number; float32 still resolves 0.01 beside it
 
@@ -34,11 +33,7 @@ def match(cost: Float[Array, "B Q N"], valid: Bool[Array, "B N"]) -> Int[Array, 
     cost = jnp.nan_to_num(cost.astype(jnp.float32), nan=LARGEST, posinf=LARGEST, neginf=-LARGEST)
     # Equal costs for every query do not change what is best for the others.
     cost = jax.lax.stop_gradient(jnp.where(valid[:, None], cost, 0.0))
-    assign = jax.vmap(_assign)
-    if not jax.sharding.get_abstract_mesh().empty:
-        spec = PartitionSpec(dividing_axes("batch", rows))
-        assign = jax.shard_map(assign, in_specs=spec, out_specs=spec, check_vma=False)
-    return assign(cost)
+    return on_each_device(jax.vmap(_assign), rows)(cost)
 
 
 def class_cost(

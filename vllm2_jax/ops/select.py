@@ -1,9 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Picks a decoder's best predictions, one for each pair of a query and a class."""
+"""Picks what scores best in each row: places, and pairs of a query and a class."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from vllm2_jax.nn.axes import on_each_device
+
+
+def top(
+    scores: Float[Array, "B *S n"], count: int
+) -> tuple[Float[Array, "B *S {count}"], Int[Array, "B *S {count}"]]:
+    """The `count` highest scores along the last axis, best first, and where they are; no gradient."""
+    best = on_each_device(functools.partial(jax.lax.top_k, k=count), len(scores))
+    return tuple(best(jax.lax.stop_gradient(scores)))
 
 
 def best_pairs(
@@ -23,5 +35,5 @@ def best_pairs(
     """
     classes = logits.shape[-1]
     scores = jax.nn.sigmoid(logits.astype(jnp.float32)).reshape(len(logits), -1)
-    scores, index = jax.lax.top_k(scores, min(count, scores.shape[-1]))
+    scores, index = top(scores, min(count, scores.shape[-1]))
     return scores, index // classes, index % classes

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from vllm2_jax.batch import Leaf
 from vllm2_jax.decoders.diffusion.config import PainterConfig
 from vllm2_jax.decoders.diffusion.samplers import Plan
 
-Pixels = UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"]
+Pixels = UInt8[Leaf, "B H W 3"] | Float[Leaf, "B H W 3"]
 
 
 @struct.dataclass
@@ -34,11 +35,11 @@ class Targets:
 
     image: Pixels | None = None
     input: Pixels | None = None
-    caption: Int[Array, "B T"] | None = None
-    has_caption: Bool[Array, " B"] | None = None
-    moments: Float[Array, "B h w M"] | None = None
-    input_moments: Float[Array, "B h w M"] | None = None
-    caption_states: Float[Array, "B T W"] | None = None
+    caption: Int[Leaf, "B T"] | None = None
+    has_caption: Bool[Leaf, " B"] | None = None
+    moments: Float[Leaf, "B h w M"] | None = None
+    input_moments: Float[Leaf, "B h w M"] | None = None
+    caption_states: Float[Leaf, "B T W"] | None = None
 
 
 @struct.dataclass
@@ -52,11 +53,11 @@ class Request:
       guidance, image_guidance: None are the config's.
     """
 
-    seed: Int[Array, " B"]
+    seed: Int[Leaf, " B"]
     input: Pixels | None = None
     plan: Plan | None = None
-    guidance: Float[Array, ""] | None = None
-    image_guidance: Float[Array, ""] | None = None
+    guidance: Float[Leaf, ""] | None = None
+    image_guidance: Float[Leaf, ""] | None = None
 
 
 def read_targets(arrays: Mapping[str, Any], *, edits: bool) -> Targets:

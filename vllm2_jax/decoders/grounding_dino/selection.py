@@ -13,6 +13,7 @@ from vllm2_jax.decoders.grounding_dino.pyramid import EPS, Pyramid
 from vllm2_jax.nn.layers import LayerNorm, linear
 from vllm2_jax.nn.mlp import MLP
 from vllm2_jax.ops.levels import proposals
+from vllm2_jax.ops.select import top
 
 ZEROS = nnx.initializers.zeros
 
@@ -71,7 +72,7 @@ class Selection(nnx.Module):
         scores = logits.max(axis=-1)
         if not self.faithful:
             scores = jnp.where(usable, scores, -jnp.inf)
-        _, index = jax.lax.top_k(jax.lax.stop_gradient(scores), self.queries)
+        _, index = top(scores, self.queries)
 
         def chosen(x: Array) -> Array:
             return jnp.take_along_axis(x, index[..., None], axis=1)

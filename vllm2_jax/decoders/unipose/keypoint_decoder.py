@@ -14,6 +14,7 @@ from vllm2_jax.decoders.unipose.decoder import Decoder
 from vllm2_jax.decoders.unipose.layer import Crowd
 from vllm2_jax.decoders.unipose.outputs import Boxes, Figures
 from vllm2_jax.nn.stack import run
+from vllm2_jax.ops.select import top
 
 
 def choose(
@@ -21,8 +22,7 @@ def choose(
 ) -> tuple[Float[Array, "B G"], Int[Array, "B G"]]:
     """The best matching queries by their best class, best first, from queries before the norm."""
     logits = class_logits(x[:, scene.sight.slots :], scene.classes, scene.valid_classes)
-    scores, index = jax.lax.top_k(logits.max(-1), decoder.instances)
-    return scores, index
+    return top(logits.max(-1), decoder.instances)
 
 
 def expand(
