@@ -6,6 +6,7 @@ are read when it becomes an array and are not mapped, so that memory holds one t
 whole shard. Format: the header of safetensors is eight bytes of length (little endian) and JSON.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -18,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from jax.typing import DTypeLike
 
-from vllm2_jax.convert.rules import ConversionError
+from vllm2_jax.convert.rules import ConversionError, Misfit
 
 # Names of dtypes in a safetensors header.
 DTYPES: dict[str, Any] = {
@@ -103,104 +104,123 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     return config
 
 
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What the headers of a folder's files say.
+
+    Attributes:
+      tensors: official name -> tensor.
+      wrong: everything that is damaged or contradicts something else.
+      lost: names that the index puts into files that cannot be read.
+    """
+
+    tensors: dict[str, Stored]
+    wrong: list[Misfit]
+    lost: frozenset[str] = frozenset()
+
+
 def open_checkpoint(folder: str | pathlib.Path) -> dict[str, Stored]:
     """All tensors of a folder by official name; nothing but headers is read.
 
     Raises:
       ConversionError: no weights, or files that contradict themselves, each other or the index; lists all.
     """
+    found = scan(folder)
+    if found.wrong:
+        lines = "\n  ".join(sorted(map(str, found.wrong)))
+        raise ConversionError(f"{folder} is damaged; download these files again:\n  {lines}")
+    return found.tensors
+
+
+def scan(folder: str | pathlib.Path) -> Scan:
+    """Opens all files of a folder, damaged ones as far as possible.
+
+    Raises:
+      ConversionError: there are no weights at all.
+    """
     folder = pathlib.Path(folder)
     index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
-    wrong: list[str] = []
-    where: dict[str, str] = {}
-    if index is not None:
-        try:
-            where = dict(json.loads(index.read_text())["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConversionError(f"{index} is no index of shards ({error!r}); download it again") from None
-        files = sorted(set(where.values()))
-    else:
+    if index is None:
         files = [name for name in SINGLES if (folder / name).is_file()][:1]
-    if not files:
-        names = ", ".join((*INDEXES, *SINGLES))
-        raise ConversionError(f"no weights in {folder}: it has none of {names}")
+        if not files:
+            names = ", ".join((*INDEXES, *SINGLES))
+            raise ConversionError(f"no weights in {folder}: it has none of {names}")
+        tensors, wrong = open_file(folder / files[0])
+        return Scan(tensors, wrong)
+    try:
+        where = {str(key): str(name) for key, name in json.loads(index.read_text())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{index} is no index of shards ({error!r}); download it again") from None
     found: dict[str, Stored] = {}
+    damage: list[Misfit] = []
     unreadable = set()
-    for name in files:
+    for name in sorted(set(where.values())):
         tensors, problems = open_file(folder / name)
-        wrong += problems
-        if problems:
+        damage += problems
+        if not tensors:
             unreadable.add(name)
         for key, tensor in tensors.items():
             if key in found:
-                wrong.append(f"duplicated: {key} is in {found[key].file.name} and in {name}")
+                damage.append(Misfit("duplicated", key, f" is in {found[key].file.name} and in {name}"))
             found[key] = tensor
-            if index is not None and where.get(key, name) != name:
-                wrong.append(f"wrong index: {key} is in {name}, {index.name} says {where[key]}")
-            if index is not None and key not in where:
-                wrong.append(f"wrong index: {key} is in {name}, {index.name} does not name it")
-    for key in where.keys() - found.keys():
-        if where[key] not in unreadable:
-            wrong.append(f"wrong index: {key} is not in {where[key]}, where {index.name} sees it")  # type: ignore[union-attr]
-    if wrong:
-        lines = "\n  ".join(sorted(wrong))
-        raise ConversionError(f"{folder} is damaged; download these files again:\n  {lines}")
-    return found
+            if where.get(key) != name:
+                says = f"says {where[key]}" if key in where else "does not name it"
+                damage.append(Misfit("wrong index", key, f" is in {name}, {index.name} {says}"))
+    lost = frozenset(key for key in where.keys() - found.keys() if where[key] in unreadable)
+    for key in where.keys() - found.keys() - lost:
+        damage.append(Misfit("wrong index", key, f" is not in {where[key]}, where {index.name} sees it"))
+    return Scan(found, damage, lost)
 
 
-def open_file(path: pathlib.Path) -> tuple[dict[str, Stored], list[str]]:
+def open_file(path: pathlib.Path) -> tuple[dict[str, Stored], list[Misfit]]:
     """The tensors of one file (by its suffix), and what is wrong with the file."""
     if not path.is_file():
-        return {}, [f"missing file: {path.name}"]
+        return {}, [Misfit("missing file", path.name)]
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     return _open_torch(path)
 
 
-def _open_safetensors(path: pathlib.Path) -> tuple[dict[str, Stored], list[str]]:
+def _open_safetensors(path: pathlib.Path) -> tuple[dict[str, Stored], list[Misfit]]:
     size = path.stat().st_size
-    wrong: list[str] = []
+    wrong: list[Misfit] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) != len(pairs):
-            names = [name for name, _ in pairs]
-            wrong.extend(
-                f"duplicated: {name} twice in {path.name}" for name in entries if names.count(name) > 1
-            )
-        return entries
+        names = collections.Counter(name for name, _ in pairs)
+        more = [name for name, count in names.items() if count > 1]
+        wrong.extend(Misfit("duplicated", name, f" twice in {path.name}") for name in more)
+        return dict(pairs)
 
     try:
         with open(path, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > size - 8:
-                return {}, [f"truncated: {path.name} has {size} bytes, its header alone takes {length + 8}"]
+                says = f" has {size} bytes, its header alone takes {length + 8}"
+                return {}, [Misfit("truncated", path.name, says)]
             header = json.loads(stream.read(length), object_pairs_hook=once)
     except ValueError as error:
-        return {}, [f"no header of safetensors: {path.name}: {error}"]
+        return {}, [Misfit("no header of safetensors", path.name, f": {error}")]
     found: dict[str, Stored] = {}
     header.pop("__metadata__", None)
     for key, entry in header.items():
         if entry["dtype"] not in DTYPES:
-            wrong.append(f"wrong dtype: {key} in {path.name} is {entry['dtype']}, known are {list(DTYPES)}")
+            says = f" in {path.name} is {entry['dtype']}, known are {', '.join(DTYPES)}"
+            wrong.append(Misfit("wrong dtype", key, says))
             continue
         start, stop = entry["data_offsets"]
         tensor = StoredTensor(path, 8 + length + start, tuple(entry["shape"]), DTYPES[entry["dtype"]])
         if tensor.nbytes != stop - start:
-            wrong.append(
-                f"misshapen: {key} in {path.name} has {stop - start} bytes, {tensor.nbytes} by shape"
-            )
+            says = f" in {path.name} has {stop - start} bytes, {tensor.nbytes} by shape"
+            wrong.append(Misfit("misshapen", key, says))
         found[key] = tensor
     need = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if need != size:
-        wrong.append(
-            f"{'truncated' if need > size else 'too long'}: {path.name} has {size} bytes, "
-            f"its header asks for {need}"
-        )
+        says = f" has {size} bytes, its header asks for {need}"
+        wrong.append(Misfit("truncated" if need > size else "too long", path.name, says))
     return found, wrong
 
 
-def _open_torch(path: pathlib.Path) -> tuple[dict[str, Stored], list[str]]:
+def _open_torch(path: pathlib.Path) -> tuple[dict[str, Stored], list[Misfit]]:
     try:
         import torch
     except ImportError:
@@ -211,7 +231,7 @@ def _open_torch(path: pathlib.Path) -> tuple[dict[str, Stored], list[str]]:
     try:
         tree = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError) as error:
-        return {}, [f"truncated or no file of torch: {path.name}: {error}"]
+        return {}, [Misfit("truncated or no file of torch", path.name, f": {error}")]
     for wrapper in ("model", "state_dict"):  # training scripts put the tensors under one of these
         if isinstance(tree.get(wrapper), Mapping):
             tree = tree[wrapper]

@@ -90,11 +90,13 @@ def unipose(official: Mapping[str, Any], seen: Seen) -> UniPoseConfig:
     layers = seen.count(r"transformer\.decoder\.layers\.(\d+)\.", base.box_layers + base.keypoint_layers)
     boxes = official.get("num_box_decoder_layers", base.box_layers)
     levels = seen.size("transformer.level_embed", 0, base.levels)
+    queries = seen.size("transformer.tgt_embed.weight", 0, base.queries)
     return dataclasses.replace(
         base,
         backbone=original_swin(seen.inside("backbone.0."), base.backbone),
         width=seen.size("transformer.level_embed", 1, base.width),
-        queries=seen.size("transformer.tgt_embed.weight", 0, base.queries),
+        queries=queries,
+        instances=min(base.instances, queries),
         heads=heads,
         mlp=seen.size(cells + "linear1.bias", 0, base.mlp),
         points=_points(seen, cells + "self_attn.attention_weights.bias", heads * levels, base.points),

@@ -7,7 +7,7 @@ adapters alone leaves `.default` out. `plain_names` brings them all to the short
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from vllm2_jax.convert.rules import ConversionError, Rule
 from vllm2_jax.convert.transforms import TRANSPOSE, Transform, join_heads, split_heads
 from vllm2_jax.llm.llama import LlamaConfig
-from vllm2_jax.llm.lora import ATTENTION, PROJECTIONS
+from vllm2_jax.llm.lora import ATTENTION, PROJECTIONS, LoRAConfig
 
 
 def plain_name(name: str) -> str:
@@ -78,3 +78,23 @@ def shared(count: int) -> Transform:
         return leaves[0].T
 
     return Transform(lambda x: (x.T,) * count, inverse)
+
+
+def adapted(leaf: str, leaves: Container[str]) -> bool:
+    """Whether a leaf is a kernel that has an adapter among these leaves."""
+    return leaf.endswith("/kernel") and leaf.removesuffix("kernel") + "lora/a" in leaves
+
+
+def merged(leaf: str, read: Callable[[str], np.ndarray], config: LoRAConfig) -> np.ndarray:
+    """The kernels W + scale A B of all layers, as `llm.lora.fold` gives them; a layer at a time in float32.
+
+    Args:
+      leaf: path of the kernels, [layers, ...].
+      read: any leaf by its path.
+    """
+    kernel = read(leaf)
+    a, b = (read(leaf.removesuffix("kernel") + f"lora/{name}").astype(np.float32) for name in "ab")
+    out = np.empty_like(kernel)
+    for layer in range(len(kernel)):
+        out[layer] = kernel[layer].astype(np.float32) + config.scale * np.tensordot(a[layer], b[layer], 1)
+    return out

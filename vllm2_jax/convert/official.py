@@ -62,11 +62,13 @@ def model_config(
             f"config.json lacks {error.args[0]!r} in vis_encoder_config or llm_config"
         ) from None
     internvit = isinstance(vision, InternViTConfig)
-    found = {
-        name: sizes(official.get(f"{prefix}_config") or {}, Seen(shapes, f"{prefix}."))
-        for prefix, (name, sizes) in DECODERS.items()
-        if any(key.startswith(f"{prefix}.") for key in shapes)
-    }
+    found = {}
+    for prefix, (name, sizes) in DECODERS.items():
+        if any(key.startswith(f"{prefix}.") for key in shapes):
+            try:
+                found[name] = sizes(official.get(f"{prefix}_config") or {}, Seen(shapes, f"{prefix}."))
+            except ValueError as error:
+                raise ConversionError(f"the shapes of {prefix}.* make no {name}: {error}") from None
     seen = Seen(shapes)
     return ModelConfig(
         vision=vision,

@@ -19,7 +19,7 @@ wrong is collected and raised as one error.
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,17 @@ Shape = tuple[int, ...]
 
 class ConversionError(ValueError):
     """A checkpoint and a model do not fit; the message lists every misfit."""
+
+
+class Misfit(NamedTuple):
+    """One thing that does not fit, printed as "kind: name detail"."""
+
+    kind: str
+    name: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.name}{self.detail}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,17 +232,28 @@ class Plan:
         """Compares a checkpoint's names and shapes with what the model needs.
 
         Returns:
-          Official name in `parts` -> name to read it from (another one where only an alias was stored).
+          `stored(shapes)`.
 
         Raises:
           ConversionError: lists missing, unknown, ambiguous and misshapen tensors.
         """
-        stored = {key: key for key in self.parts if key in shapes}
+        _raise("the checkpoint does not fit the model", [str(misfit) for misfit in self.misfits(shapes)])
+        return self.stored(shapes)
+
+    def stored(self, keys: Iterable[str]) -> dict[str, str]:
+        """Official name in `parts` -> name to read it from: another one where only an alias is there."""
+        there = set(keys)
+        found = {key: key for key in self.parts if key in there}
         for name, key in self.aliases.items():
-            if name in shapes:
-                stored.setdefault(key, name)
+            if name in there:
+                found.setdefault(key, name)
+        return found
+
+    def misfits(self, shapes: Mapping[str, Shape]) -> list["Misfit"]:
+        """Everything that keeps a checkpoint of these names and shapes from filling the model."""
+        stored = self.stored(shapes)
         wrong = [
-            f"missing: {part.key}, for {', '.join(part.paths)}"
+            Misfit("missing", key, f", for {', '.join(part.paths)}")
             for key, part in self.parts.items()
             if key not in stored
         ]
@@ -243,33 +265,35 @@ class Plan:
         for key, shape in shapes.items():
             if key in self.buffers:
                 expected = self.buffers[key].value().shape
-                wrong += [f"misshapen: {key} {shape}, the model has {expected}"] * (shape != expected)
+                wrong += [Misfit("misshapen", key, f" {shape}, the model has {expected}")] * (
+                    shape != expected
+                )
                 continue
             rows = [name for name, pattern in patterns if pattern.fullmatch(key)]
             if key in self.aliases:
                 rows.append(f"alias of {self.aliases[key]}")
             if len(rows) > 1:
-                wrong.append(f"ambiguous: {key} matches {' and '.join(rows)}")
+                wrong.append(Misfit("ambiguous", key, f" matches {' and '.join(rows)}"))
             elif not rows:
-                wrong.append(f"unknown: {key} {shapes[key]} matches no row")
+                wrong.append(Misfit("unknown", key, f" {shape} matches no row"))
             elif rows[0].startswith("rule") and key not in self.parts:
-                wrong.append(f"unknown: {key} {shapes[key]} has no leaf in this model, by {rows[0]}")
+                wrong.append(Misfit("unknown", key, f" {shape} has no leaf in this model, by {rows[0]}"))
         for key, name in stored.items():
             wrong += self._misshapen(self.parts[key], name, shapes[name])
-        _raise("the checkpoint does not fit the model", wrong)
-        return stored
+        return wrong
 
-    def _misshapen(self, part: Part, name: str, shape: Shape) -> list[str]:
+    def _misshapen(self, part: Part, name: str, shape: Shape) -> list["Misfit"]:
         want = [self.leaves[path][part.layer is not None :] for path in part.paths]
         try:  # an array of one element seen as many: shapes are transformed without memory
             turned = part.rule.transform.forward(np.broadcast_to(np.int8(0), shape))
         except (ValueError, IndexError) as error:
-            return [f"misshapen: {name} {shape} for {part.paths[0]} {want[0]}: {error}"]
+            return [Misfit("misshapen", name, f" {shape} for {part.paths[0]} {want[0]}: {error}")]
         turned = turned if isinstance(turned, tuple) else (turned,)
         if len(turned) != len(want):
-            return [f"misshapen: {name} gives {len(turned)} arrays for the leaves {', '.join(part.paths)}"]
+            paths = ", ".join(part.paths)
+            return [Misfit("misshapen", name, f" gives {len(turned)} arrays for the leaves {paths}")]
         return [
-            f"misshapen: {name} {shape} gives {array.shape}, {path} is {expected}"
+            Misfit("misshapen", name, f" {shape} gives {array.shape}, {path} is {expected}")
             for path, array, expected in zip(part.paths, turned, want, strict=True)
             if array.shape != expected
         ]

@@ -155,15 +155,7 @@ def load_weights(directory: str | pathlib.Path, model: Model, fresh: str = "") -
       FileNotFoundError: no checkpoint in the folder.
       ValueError: lists parameters that are missing, not `fresh`, or of another shape.
     """
-    root = pathlib.Path(directory).absolute()
-    if (root / "checkpoints").is_dir():
-        root = root / "checkpoints"
-    steps = sorted(
-        int(path.name) for path in root.glob("*") if path.name.isdigit() and (path / "state").is_dir()
-    )
-    if not steps:
-        raise FileNotFoundError(f"no weights in {root}: it has no numbered folder with an item `state`")
-    folder = root / str(steps[-1]) / "state"
+    folder = state_folder(directory)
     tree = saved_tree(folder)
     found = {part: _flat(tree[part]) for part in ("params", "frozen") if tree.get(part)}
     place = {path: part for part, leaves in found.items() for path in leaves}
@@ -192,6 +184,23 @@ def load_weights(directory: str | pathlib.Path, model: Model, fresh: str = "") -
         return leaf.replace(values[name]) if name in values else leaf
 
     return jax.tree_util.tree_map_with_path(one, model, is_leaf=is_variable)
+
+
+def state_folder(directory: str | pathlib.Path) -> pathlib.Path:
+    """The newest `state` of a run's workdir or of a folder of weights.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    root = pathlib.Path(directory).absolute()
+    if (root / "checkpoints").is_dir():
+        root = root / "checkpoints"
+    steps = sorted(
+        int(path.name) for path in root.glob("*") if path.name.isdigit() and (path / "state").is_dir()
+    )
+    if not steps:
+        raise FileNotFoundError(f"no weights in {root}: it has no numbered folder with an item `state`")
+    return root / str(steps[-1]) / "state"
 
 
 def _flat(tree: Any) -> dict[str, Any]:

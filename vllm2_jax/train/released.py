@@ -3,15 +3,17 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 
 from vllm2_jax.convert import lora, visionllmv2
-from vllm2_jax.convert.checkpoint import Stored, open_checkpoint, read_config
+from vllm2_jax.convert.checkpoint import Stored, read_config, scan
 from vllm2_jax.convert.official import model_config
-from vllm2_jax.convert.rules import ConversionError, Plan
+from vllm2_jax.convert.rules import ConversionError, Misfit, Plan
 from vllm2_jax.model import ModelConfig, VisionLLMv2
 from vllm2_jax.nn.paths import flatten_paths
 from vllm2_jax.nn.rngs import Rngs
@@ -39,28 +41,33 @@ class Released:
     Attributes:
       folder: where it lies.
       config: of the model.
-      plan: which tensor fills which leaf.
+      plan: which tensor fills which leaf, in plain official names (`lora.plain_name`).
+      names: plain official name -> name in the files; of all tensors that are stored.
       tensors: plain official name -> tensor; none when `reopen`ed.
     """
 
     folder: pathlib.Path
     config: ModelConfig
     plan: Plan
+    names: Mapping[str, str]
     tensors: Mapping[str, Stored]
 
+    @property
+    def size(self) -> int:
+        """Parameters of the model."""
+        return sum(math.prod(shape) for shape in self.plan.leaves.values())
 
-def open_released(
-    folder: str | pathlib.Path,
-    components: Sequence[str] = (),
-) -> Released:
-    """Opens a folder in the official layout.
+
+def open_released(folder: str | pathlib.Path, components: Sequence[str] = ()) -> Released:
+    """Opens a folder in the official layout and compares it with the model of its config.
 
     Args:
       folder: config.json, index, shards.
       components: parts of the model to take (values of `COMPONENTS`); none takes all.
 
     Raises:
-      ConversionError: a damaged folder, an unknown component, a config that is not understood.
+      ConversionError: lists all that is damaged and all that does not fit; or an unknown component, or a
+        config that is not understood.
     """
     folder = pathlib.Path(folder)
     official = read_config(folder)
@@ -68,14 +75,45 @@ def open_released(
         raise ConversionError(
             f"no component {', '.join(unknown)}; there are {', '.join(COMPONENTS.values())}"
         )
-    tensors = {
-        key: tensor
-        for key, tensor in lora.plain_names(open_checkpoint(folder)).items()
-        if not components or component(key) in components
-    }
+    found = scan(folder)
+    names = lora.plain_names({name: name for name in found.tensors})
+    names = {key: name for key, name in names.items() if not components or component(key) in components}
+    tensors = {key: found.tensors[name] for key, name in names.items()}
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     config = model_config(official, shapes)
-    return Released(folder, config, make_plan(config, shapes), tensors)
+    plan = make_plan(config, shapes)
+    wrong = misfits(plan, tensors)
+    if found.wrong:  # what a broken file holds is not missing
+        lost = {lora.plain_name(name) for name in found.lost}
+        wrong = [misfit for misfit in wrong if misfit.name not in lost]
+    if wrong := [*found.wrong, *wrong]:
+        lines = "\n  ".join(sorted(map(str, wrong)))
+        advice = "download damaged files again" if found.wrong else "is it a checkpoint of this model?"
+        raise ConversionError(f"{folder} cannot be converted; {advice}\n  {lines}")
+    return Released(folder, config, plan, names, tensors)
+
+
+def misfits(plan: Plan, tensors: Mapping[str, Stored]) -> list[Misfit]:
+    """All tensors that are missing, unknown, misshapen, no floats, or unlike their other copies."""
+    wrong = plan.misfits({key: tensor.shape for key, tensor in tensors.items()})
+    for key, tensor in tensors.items():
+        if (key in plan.parts or key in plan.aliases) and tensor.dtype.kind not in "fV":
+            wrong.append(Misfit("wrong dtype", key, f" is {tensor.dtype}, not a floating type"))
+    broken = {misfit.name for misfit in wrong}
+    for name, key in plan.aliases.items():
+        if {name, key} <= tensors.keys() - broken and not _equal(tensors[name], tensors[key]):
+            wrong.append(Misfit("differing", name, f" and {key} are one parameter in the model"))
+    for key, buffer in plan.buffers.items():
+        if key in tensors.keys() - broken and not _equal(tensors[key], buffer.value()):
+            wrong.append(Misfit("differing", key, " is not the index that follows from the sizes"))
+    return wrong
+
+
+def _equal(one: Stored, other: Stored | np.ndarray) -> bool:
+    try:
+        return np.array_equal(np.asarray(one), np.asarray(other))
+    except ConversionError:  # a file that ends inside a tensor is in the list already
+        return True
 
 
 def reopen(folder: str | pathlib.Path) -> Released:
@@ -86,11 +124,28 @@ def reopen(folder: str | pathlib.Path) -> Released:
     """
     folder = pathlib.Path(folder)
     try:
-        shapes = {key: tuple(shape) for key, shape in json.loads((folder / NAMES).read_text()).items()}
+        stored = {name: tuple(shape) for name, shape in json.loads((folder / NAMES).read_text()).items()}
     except OSError as error:
         raise ConversionError(f"{error}; give a folder that launch.convert wrote") from None
+    names = lora.plain_names({name: name for name in stored})
+    shapes = {key: stored[name] for key, name in names.items()}
     config = model_config(read_config(folder), shapes)
-    return Released(folder, config, make_plan(config, shapes), {})
+    return Released(folder, config, make_plan(config, shapes), names, {})
+
+
+def without_adapters(released: Released) -> Released:
+    """The same checkpoint as if its adapters had been merged; its tensors stay as they are.
+
+    Raises:
+      ConversionError: it has no adapters.
+    """
+    if released.config.llm.lora is None:
+        raise ConversionError(f"{released.folder} has no adapters to merge")
+    config = dataclasses.replace(released.config, llm=dataclasses.replace(released.config.llm, lora=None))
+    names = {key: key for key in released.names if ".lora_" not in key}
+    paths = {path: shape for path, shape in released.plan.leaves.items() if "/lora/" not in path}
+    table = visionllmv2.table(config, visionllmv2.names_of(names))
+    return dataclasses.replace(released, config=config, plan=Plan.make(table, paths), names=names)
 
 
 def component(key: str) -> str | None:
