@@ -7,7 +7,7 @@ MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 PY := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(MALLOC) $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint format golden clean help
+.PHONY: demo test test-slow test-full lint format golden clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -27,6 +27,9 @@ test: $(STAMP)  ## the whole suite: no network, no accelerator, under 15 minutes
 
 test-slow: $(STAMP)  ## what the suite leaves out
 	$(PY) -m pytest -m slow tests
+
+test-full: $(STAMP)  ## the released 7B in and out at full size: 45 GB of disk, 6 GiB of memory
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)/bin/python -m tests.full_size --folder runs/full_size
 
 lint: $(STAMP)  ## ruff and mypy
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -12,13 +12,14 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import zipfile
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from jax.typing import DTypeLike
 
+from vllm2_jax.convert import pickled
 from vllm2_jax.convert.rules import ConversionError, Misfit
 
 # Names of dtypes in a safetensors header.
@@ -33,12 +34,15 @@ DTYPES: dict[str, Any] = {
     "BOOL": np.dtype(np.bool_),
 }
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+SINGLES = (
+    *("model.safetensors", "diffusion_pytorch_model.safetensors"),
+    *("pytorch_model.bin", "diffusion_pytorch_model.bin", "mm_projector.bin"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in a safetensors file; `numpy.asarray` reads it."""
+    """Where a tensor lies in a file; `numpy.asarray` reads it."""
 
     file: pathlib.Path
     offset: int
@@ -58,34 +62,6 @@ class StoredTensor:
                 raise ConversionError(f"{self.file} ends inside a tensor; download it again")
         array = np.frombuffer(data, self.dtype).reshape(self.shape)
         return array if dtype is None else array.astype(dtype, copy=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class TorchTensor:
-    """A tensor of a .bin or .pth file that torch has mapped; `numpy.asarray` reads it."""
-
-    file: pathlib.Path
-    value: Any
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole tensor."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
-        value = self.value.detach().contiguous()
-        if self.dtype == ml_dtypes.bfloat16:  # numpy() knows no bfloat16: the bits go through int16
-            import torch
-
-            array = value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        else:
-            array = value.numpy()
-        return array if dtype is None else array.astype(dtype, copy=False)
-
-
-Stored = StoredTensor | TorchTensor
 
 
 def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -114,12 +90,12 @@ class Scan:
       lost: names that the index puts into files that cannot be read.
     """
 
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
     wrong: list[Misfit]
     lost: frozenset[str] = frozenset()
 
 
-def open_checkpoint(folder: str | pathlib.Path) -> dict[str, Stored]:
+def open_checkpoint(folder: str | pathlib.Path) -> dict[str, StoredTensor]:
     """All tensors of a folder by official name; nothing but headers is read.
 
     Raises:
@@ -151,7 +127,7 @@ def scan(folder: str | pathlib.Path) -> Scan:
         where = {str(key): str(name) for key, name in json.loads(index.read_text())["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{index} is no index of shards ({error!r}); download it again") from None
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     damage: list[Misfit] = []
     unreadable = set()
     for name in sorted(set(where.values())):
@@ -172,7 +148,7 @@ def scan(folder: str | pathlib.Path) -> Scan:
     return Scan(found, damage, lost)
 
 
-def open_file(path: pathlib.Path) -> tuple[dict[str, Stored], list[Misfit]]:
+def open_file(path: pathlib.Path) -> tuple[dict[str, StoredTensor], list[Misfit]]:
     """The tensors of one file (by its suffix), and what is wrong with the file."""
     if not path.is_file():
         return {}, [Misfit("missing file", path.name)]
@@ -181,7 +157,7 @@ def open_file(path: pathlib.Path) -> tuple[dict[str, Stored], list[Misfit]]:
     return _open_torch(path)
 
 
-def _open_safetensors(path: pathlib.Path) -> tuple[dict[str, Stored], list[Misfit]]:
+def _open_safetensors(path: pathlib.Path) -> tuple[dict[str, StoredTensor], list[Misfit]]:
     size = path.stat().st_size
     wrong: list[Misfit] = []
 
@@ -200,7 +176,7 @@ def _open_safetensors(path: pathlib.Path) -> tuple[dict[str, Stored], list[Misfi
             header = json.loads(stream.read(length), object_pairs_hook=once)
     except ValueError as error:
         return {}, [Misfit("no header of safetensors", path.name, f": {error}")]
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     header.pop("__metadata__", None)
     for key, entry in header.items():
         if entry["dtype"] not in DTYPES:
@@ -220,31 +196,16 @@ def _open_safetensors(path: pathlib.Path) -> tuple[dict[str, Stored], list[Misfi
     return found, wrong
 
 
-def _open_torch(path: pathlib.Path) -> tuple[dict[str, Stored], list[Misfit]]:
+def _open_torch(path: pathlib.Path) -> tuple[dict[str, StoredTensor], list[Misfit]]:
+    if not zipfile.is_zipfile(path):
+        says = " is no file of torch, or an old one: load and save it with PyTorch 1.6 or newer"
+        return {}, [Misfit("truncated", path.name, says)]
     try:
-        import torch
-    except ImportError:
-        raise ConversionError(
-            f"{path} is a file of torch, which is not installed: `pip install torch`, or take the "
-            "safetensors of the same checkpoint"
-        ) from None
-    try:
-        tree = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        return {}, [Misfit("truncated or no file of torch", path.name, f": {error}")]
-    for wrapper in ("model", "state_dict"):  # training scripts put the tensors under one of these
-        if isinstance(tree.get(wrapper), Mapping):
-            tree = tree[wrapper]
-    dtypes = {torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
-    return {
-        key: TorchTensor(
-            path,
-            value,
-            tuple(value.shape),
-            dtypes.get(value.dtype) or np.dtype(str(value.dtype).removeprefix("torch.")),
-        )
-        for key, value in tree.items()
-    }, []
+        found, strided = pickled.places(path)
+    except ValueError as error:
+        return {}, [Misfit("truncated", path.name, f": {error}")]
+    wrong = [Misfit("transposed", key, f" in {path.name}: save it contiguous") for key in strided]
+    return {key: StoredTensor(path, at.offset, at.shape, at.dtype) for key, at in found.items()}, wrong
 
 
 def free_bytes(folder: pathlib.Path) -> int:

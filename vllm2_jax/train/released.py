@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vllm2_jax.convert import lora, visionllmv2
-from vllm2_jax.convert.checkpoint import Stored, read_config, scan
+from vllm2_jax.convert.checkpoint import StoredTensor, read_config, scan
 from vllm2_jax.convert.official import model_config
 from vllm2_jax.convert.rules import ConversionError, Misfit, Plan
 from vllm2_jax.model import ModelConfig, VisionLLMv2
@@ -50,7 +50,7 @@ class Released:
     config: ModelConfig
     plan: Plan
     names: Mapping[str, str]
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, StoredTensor]
 
     @property
     def size(self) -> int:
@@ -93,7 +93,7 @@ def open_released(folder: str | pathlib.Path, components: Sequence[str] = ()) ->
     return Released(folder, config, plan, names, tensors)
 
 
-def misfits(plan: Plan, tensors: Mapping[str, Stored]) -> list[Misfit]:
+def misfits(plan: Plan, tensors: Mapping[str, StoredTensor]) -> list[Misfit]:
     """All tensors that are missing, unknown, misshapen, no floats, or unlike their other copies."""
     wrong = plan.misfits({key: tensor.shape for key, tensor in tensors.items()})
     for key, tensor in tensors.items():
@@ -109,7 +109,7 @@ def misfits(plan: Plan, tensors: Mapping[str, Stored]) -> list[Misfit]:
     return wrong
 
 
-def _equal(one: Stored, other: Stored | np.ndarray) -> bool:
+def _equal(one: StoredTensor, other: StoredTensor | np.ndarray) -> bool:
     try:
         return np.array_equal(np.asarray(one), np.asarray(other))
     except ConversionError:  # a file that ends inside a tensor is in the list already

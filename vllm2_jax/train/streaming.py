@@ -29,6 +29,7 @@ from vllm2_jax.train.released import NAMES, Released, without_adapters
 # Pieces that a leaf is stored in: a host reads only those that its devices hold, and the writer compresses
 # one at a time.
 CHUNK_BYTES = 64 * 2**20
+BATCH_BYTES = 4 * CHUNK_BYTES  # of small leaves, written together: the disk is synchronised after each batch
 BESIDE = (
     *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "generation_config.json", "preprocessor_config.json", "config.json"),
@@ -56,18 +57,26 @@ class LazyLeaf:
 
 
 class LazyHandler(ocp.type_handlers.NumpyHandler):
-    """Writes `LazyLeaf`s one after the other, as the arrays that they become."""
+    """Writes `LazyLeaf`s as the arrays that they become: a large one alone, small ones together."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(deepcopy_host_arrays=False)
         self.report = report
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
-        """Each leaf is on the disk before the next one is read."""
-        for value, info, arg in zip(values, infos, args, strict=True):
-            arg = dataclasses.replace(arg, chunk_byte_size=CHUNK_BYTES)
-            await self._background_serialize([value.read()], [info], [arg])
-            self.report(value.size)
+        """Each batch is on the disk before the next one is read."""
+        args = [dataclasses.replace(arg, chunk_byte_size=CHUNK_BYTES) for arg in args]
+        first = 0
+        while first < len(values):
+            last, room = first + 1, BATCH_BYTES - values[first].nbytes
+            while last < len(values) and values[last].nbytes <= room:
+                room -= values[last].nbytes
+                last += 1
+            batch = slice(first, last)
+            arrays = [value.read() for value in values[batch]]
+            await self._background_serialize(arrays, infos[batch], args[batch])
+            self.report(sum(value.size for value in values[batch]))
+            first = last
         return []
 
 
