@@ -44,6 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
         }
         config.data.groups = 1
         config.data.length = 80
+        config.data.threads = 1  # scenes are drawn in Python, where more threads wait for each other
         config.eval.tasks = ml_collections.ConfigDict(copy.deepcopy(HELDOUT["synthetic"]))
         config.eval.tasks.chat.datasets.synthetic.update(asked)
         config.eval.every = 750

@@ -82,6 +82,7 @@ def get_config(stage: str = "") -> ml_collections.ConfigDict:
             config.optimizer.groups = ((r"/(vae|text)/", None), (r".", 1.0))
             config.optimizer.peak = 1e-3
         config.optimizer.b2 = 0.99
+        config.data.threads = 1  # scenes are drawn in Python, where more threads wait for each other
         config.log_every = 50
     return config
 

@@ -32,5 +32,6 @@ def get_config() -> ml_collections.ConfigDict:
         config.optimizer.groups = GROUPS["all_links"]
         config.optimizer.peak = 8e-4
         config.optimizer.b2 = 0.95  # 0.999 remembers longer than this run lasts
+        config.data.threads = 1  # scenes are drawn in Python, where more threads wait for each other
         config.log_every = 50
     return config
