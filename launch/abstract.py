@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run without arrays: the shapes of its batch, its step lowered from them, the operations of its model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from vllm2_jax.batch import Batch, mean
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.sharding.partition import batch_sharding
 from vllm2_jax.train.flops import count_flops
+from vllm2_jax.train.residuals import stored
 
 
 def abstract_batch(config: Config, run: Run) -> Batch:
@@ -42,20 +44,34 @@ def model_flops(config: Config, batch: Batch) -> float:
 
     Attention counts the pairs that `nn.attention` looks at: of a causal row 5/8.
     """
-    config = plain(config)
-    run = build_run(config)
+    run = build_run(plain(config))
+    state, batch = _bare(run.plan.abstract), _bare(batch)
+    return count_flops(jax.grad(_loss(run)), state.params, state.frozen, batch)
 
-    def gradient(params: Any, frozen: Any, batch: Batch) -> Any:
-        def loss(params: Any) -> jax.Array:
-            model = nnx.merge(run.plan.graphdef, params, frozen)
-            losses, _ = model.losses(batch, key=jax.random.key(0))
-            return sum((mean(value) for value in losses.values()), jnp.zeros(()))
 
-        return jax.grad(loss)(params)
+def activations(run: Run, batch: Batch) -> dict[str, list[jax.ShapeDtypeStruct]]:
+    """What the backward pass finds stored, by part of the model; shapes over all devices.
 
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.plan.abstract)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    return count_flops(gradient, state.params, state.frozen, batch)
+    The whole batch in one pass; slices and tasks one after the other store their part of it.
+    """
+    with jax.set_mesh(run.mesh), axis_rules(run.strategy.activation_rules):
+        return stored(_loss(run), run.plan.abstract.params, run.plan.abstract.frozen, batch)
+
+
+def _loss(run: Run) -> Callable[[Any, Any, Batch], jax.Array]:
+    """The loss of a run's step: `(params, frozen, batch) -> scalar`."""
+
+    def loss(params: Any, frozen: Any, batch: Batch) -> jax.Array:
+        model = nnx.merge(run.plan.graphdef, params, frozen)
+        losses, _ = model.losses(batch, key=jax.random.key(0))
+        return sum((mean(value) for value in losses.values()), jnp.zeros(()))
+
+    return loss
+
+
+def _bare(tree: Any) -> Any:
+    """Shapes without shardings."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def plain(config: Config) -> Config:

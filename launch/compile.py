@@ -33,10 +33,10 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 import jax
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.abstract import abstract_batch, lower_step, model_flops
+from launch.abstract import abstract_batch, activations, lower_step, model_flops
 from launch.build import build_run
 from launch.compile_report import Report, analyse, check_state, explain, facts, markdown, state_bytes
 from vllm2_jax.sharding.chips import chip_of, find_chip
@@ -49,16 +49,20 @@ _TOPOLOGY = flags.DEFINE_string("topology", "", "Slice to compile for; '': that 
 _TASKS = flags.DEFINE_list("tasks", [], "Tasks of the mixture that the batch has; all if not given.")
 _CHIP = flags.DEFINE_string("chip", "", "Chip whose speed a CPU topology is judged by: v4, v5e, v5p, v6e.")
 _OUT = flags.DEFINE_string("out", "", "Writes OUT.md and OUT.json.")
+_TEXT = flags.DEFINE_string("text", "", "Writes the compiled program as the compiler prints it.")
 _EXPLAIN = flags.DEFINE_bool("explain", False, "Also says which parts of the model cost most.")
 _SWEEP = flags.DEFINE_multi_string("sweep", [], "key=value|value|...: compiles all combinations, ranks them.")
 
 
-def compile_report(config: ml_collections.ConfigDict, *, chip: str = "") -> tuple[Report, Any]:
+def compile_report(
+    config: ml_collections.ConfigDict, *, chip: str = "", text: str = ""
+) -> tuple[Report, Any]:
     """Lowers and compiles the train step of a config for `config.sharding.devices`.
 
     Args:
       config: of the run.
       chip: whose facts to judge by where the devices are no TPU; "" for none.
+      text: file for the compiled program's text; "" for none.
 
     Returns:
       The report and the `Run`. A program that does not fit has a report without memory.
@@ -84,6 +88,7 @@ def compile_report(config: ml_collections.ConfigDict, *, chip: str = "") -> tupl
     start = time.perf_counter()
     lowered = lower_step(run, batch)
     fields["lower_seconds"] = time.perf_counter() - start
+    logging.info("lowered in %.1f s, compiling for %d devices", fields["lower_seconds"], run.mesh.size)
     start = time.perf_counter()
     try:
         program = lowered.compile()
@@ -92,6 +97,8 @@ def compile_report(config: ml_collections.ConfigDict, *, chip: str = "") -> tupl
             raise
         fields["problem"] = str(error).removeprefix("RESOURCE_EXHAUSTED: ").split("\n")[0]
     else:
+        if text:
+            pathlib.Path(text).write_text(program.as_text())
         fields |= analyse(run, program, judge)
     fields["compile_seconds"] = time.perf_counter() - start
     return Report(**fields), run
@@ -187,10 +194,10 @@ def main(argv: list[str]) -> None:
             }
             fits = any(isinstance(found, Report) and found.memory is not None for _, found in ranking)
         else:
-            report, run = compile_report(config, chip=_CHIP.value)
+            report, run = compile_report(config, chip=_CHIP.value, text=_TEXT.value)
             text, data, fits = markdown(report), report.to_json(), report.memory is not None
             if _EXPLAIN.value:
-                text += "\n" + explain(run, report)
+                text += "\n" + explain(run, report, activations(run, abstract_batch(config, run)))
             print(f"lowered in {report.lower_seconds:.1f} s, compiled in {report.compile_seconds:.1f} s")
     except ValueError as error:
         print(f"launch.compile: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from vllm2_jax.sharding.chips import Chip
 from vllm2_jax.sharding.collectives import Total, collectives, totals
 from vllm2_jax.sharding.costs import work
 from vllm2_jax.sharding.mesh import count_slices
-from vllm2_jax.sharding.partition import placements
+from vllm2_jax.sharding.partition import batch_shards, placements
 from vllm2_jax.sharding.program import parse
 from vllm2_jax.sharding.report import bytes_per_chip, readable
 
@@ -246,8 +246,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def explain(run: Run, report: Report) -> str:
-    """What costs most: parameters by module, work and communication by part of the model."""
+def explain(run: Run, report: Report, stored: Mapping[str, Sequence[jax.ShapeDtypeStruct]]) -> str:
+    """What costs most: parameters by module, activations, work and communication by part of the model.
+
+    Args:
+      run, report: of one program.
+      stored: `abstract.activations`; all of them are split like the batch.
+    """
     rows: dict[str, dict[str, int]] = {}
     rules = {"params": run.strategy.rules, "frozen": run.strategy.rules}
     rules["opt_state"] = run.strategy.optimizer_rules
@@ -270,6 +275,16 @@ def explain(run: Run, report: Report) -> str:
             for module, entry in sorted(rows.items(), key=lambda row: -row[1]["numbers"])
         ],
     )
+    shards = batch_shards(run.mesh, run.strategy.rules)
+    lines += ["", "## Stored for the backward pass, on a device", ""]
+    sizes = {part: [x.size * x.dtype.itemsize // shards for x in some] for part, some in stored.items()}
+    lines += _table(
+        ("part", "arrays", "size", "the largest"),
+        [
+            (part, str(len(some)), readable(sum(some)), f"{_shape(stored[part][0])}: {readable(some[0])}")
+            for part, some in sorted(sizes.items(), key=lambda row: -sum(row[1]))
+        ],
+    )
     if report.by_part:
         lines += ["", "## Work by part, on a device", ""]
         lines += _table(
@@ -280,6 +295,10 @@ def explain(run: Run, report: Report) -> str:
             ],
         )
     return "\n".join(lines) + "\n"
+
+
+def _shape(x: jax.ShapeDtypeStruct) -> str:
+    return f"{x.dtype}[{', '.join(map(str, x.shape))}] in all"
 
 
 def facts(run: Run, config: Any, batch: Any) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vllm2_jax import links
-from vllm2_jax.batch import Batch, Inputs, TaskRows, Weighted, add, flatten_groups, merge, split_rows
+from vllm2_jax.batch import Batch, Inputs, TaskRows, Weighted, flatten_groups, merge, split_rows
 from vllm2_jax.decoders import DECODERS
 from vllm2_jax.llm.llama import Llama, LlamaConfig
-from vllm2_jax.llm.loss import cross_entropy
+from vllm2_jax.llm.loss import row_losses
 from vllm2_jax.nn.axes import constrain
 from vllm2_jax.tokens import QueryCounts
 from vllm2_jax.vision import VisionConfig, build_vision
@@ -180,16 +180,21 @@ class VisionLLMv2(nnx.Module):
         rows = dict(
             zip(tasks, split_rows(hidden, [batch[task].labels.shape[1] for task in tasks]), strict=True)
         )
-        zero = (jnp.zeros(()), jnp.zeros(()))
-        terms: dict[str, Weighted] = {"lm": zero}
+        labels = [links.mask_labels(batch[task].labels, batch[task].inputs.source) for task in tasks]
+        # All tasks in one pass: the head is gathered, and its gradient scattered, once.
+        loss, correct, weight = row_losses(
+            flatten_groups(hidden),
+            flatten_groups(jnp.concatenate(labels, axis=1)),
+            self.llm.head,
+            chunk=self.config.loss_chunk,
+        )
+        terms: dict[str, Weighted] = {"lm": (loss.sum(), weight.sum())}
         watch: dict[str, Weighted] = {}
-        for task, states in rows.items():
-            labels = links.mask_labels(batch[task].labels, batch[task].inputs.source)
-            loss, accuracy = cross_entropy(
-                flatten_groups(states), flatten_groups(labels), self.llm.head, chunk=self.config.loss_chunk
-            )
-            terms["lm"] = add(terms["lm"], loss)
-            watch[f"{task}/lm"], watch[f"{task}/accuracy"] = loss, accuracy
+        counts = [x.shape[1] for x in labels]
+        parts = [split_rows(x.reshape(hidden.shape[:2]), counts) for x in (loss, correct, weight)]
+        for task, *sums in zip(tasks, *parts, strict=True):
+            mine, right, number = (x.sum() for x in sums)
+            watch[f"{task}/lm"], watch[f"{task}/accuracy"] = (mine, number), (right, number)
         for name in sorted({name for task in tasks for name in batch[task].targets}):
             self._need(name)
             mine = [task for task in tasks if name in batch[task].targets]

@@ -13,6 +13,7 @@ OTHERS = [
     *({"sharding.strategy": name} for name in STRATEGIES if name != "single"),
     {"sharding.strategy": "single", "step.schedule": "by_task"},
     {"sharding.strategy": "fsdp", "step.accumulate": 2, "sharding.devices": "cpu:4"},
+    {"sharding.strategy": "fsdp_tp", "loss_chunk": 32},
 ]
 
 

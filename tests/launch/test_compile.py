@@ -2,6 +2,7 @@
 """Reports about programs for devices that are not there: numbers add up, errors say what to change."""
 
 import json
+import re
 
 import jax
 import ml_collections
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from launch import compile as aot
-from launch.abstract import abstract_batch
+from launch.abstract import abstract_batch, activations
 from launch.build import build_run
 from launch.compile_report import check_state, explain, markdown, state_bytes
 from launch.roofline import Roofline
@@ -20,12 +21,16 @@ def config(**overrides):
     return tiny_config(**{"sharding.devices": "cpu:8", **overrides})
 
 
-@pytest.fixture(scope="module")
-def compiled():
+def small():
     """One task on two devices: the smallest step that has collectives."""
     one = config(**{"sharding.devices": "cpu:2", "data.groups": 2})
     aot.choose_tasks(one, ["chat"])
-    return aot.compile_report(one, chip="v5e")
+    return one
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return aot.compile_report(small(), chip="v5e")
 
 
 def test_the_batch_is_the_one_that_the_data_gives():
@@ -73,8 +78,13 @@ def test_the_report_as_text_and_json(compiled):
     assert {row["kind"] for row in data["collectives"]} >= {"all-gather", "all-reduce"}
     text = markdown(report)
     assert "| strategy | fsdp: data=1, fsdp=2 |" in text and "| all-gather | fsdp |" in text
-    parts = explain(run, report)
+    batch = abstract_batch(small(), run)
+    found = activations(run, batch)
+    hidden = (2, 2, 96, 64)  # layers, rows, columns, width
+    assert any(x.shape == hidden for x in found["llm"])
+    parts = explain(run, report, found)
     assert "| llm/layers | 73,984 |" in parts
+    assert re.search(r"\| llm \| \d+ \| [\d.]+ MiB \| float32\[", parts)
     assert sum(state_bytes(run).values()) == sum(report.state.values())
 
 

@@ -7,7 +7,7 @@ Only matrix products, convolutions and attention kernels count as operations, as
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -79,7 +79,12 @@ def part_of(instruction: Instruction, program: Program) -> str:
     The outermost file that belongs to a part decides, so that attention counts for the one who calls it.
     Instructions that the compiler made up have no file: "other".
     """
-    for file in program.frames.get(instruction.frame, ()):
+    return part_of_files(program.frames.get(instruction.frame, ()))
+
+
+def part_of_files(files: Iterable[str]) -> str:
+    """`part_of` from the files of a stack of calls, the outermost first."""
+    for file in files:
         found = re.search(r"vllm2_jax/(vision|llm|decoders/\w+|links|train/optimizer)\b", file)
         if found:
             return found[1]
