@@ -85,6 +85,8 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
     config.init.weights = ""  # workdir or converted weights to take parameters from
     config.init.fresh = ""  # regex of parameters those may lack
 
+    config.parts = ml_collections.ConfigDict()  # for `launch.assemble`: part of the model -> "kind:folder"
+
     config.log_every = 10  # steps between two lines of `metrics.jsonl`
     config.save_every = 500  # steps between two checkpoints
     config.keep = 2  # checkpoints that stay

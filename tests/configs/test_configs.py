@@ -21,7 +21,9 @@ from data_pipelines.mixture import task_shapes
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
 from launch import build, heldout
+from launch.assemble import open_parts
 from launch.sights import task_shape
+from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.evals import EVALS
 from vllm2_jax.train.optimizer import multipliers
 
@@ -34,7 +36,7 @@ FILES = sorted(
 
 
 # Read as one value, by code that refuses keys it does not know.
-WHOLE = ("model", "data.mixture", "eval.tasks")
+WHOLE = ("model", "data.mixture", "eval.tasks", "parts")
 
 
 def flat(config: ml_collections.ConfigDict, prefix: str = "") -> set[str]:
@@ -80,6 +82,8 @@ def test_every_key_is_read():
     build.data_iterator(recorder, run)
     heldout.hooks(recorder, run, functools.partial(build.rebuild, run))
     heldout.read_cases(recorder, run)
+    with pytest.raises(ConversionError, match=r"config\.parts is empty"):
+        open_parts(recorder, ".")
     assert flat(config) - read == set()
 
 

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from tests import fake_checkpoint
 from vllm2_jax.train.exporting import Export, write_official
-from vllm2_jax.train.released import open_released, reopen
+from vllm2_jax.train.released import open_released
 from vllm2_jax.train.streaming import write_orbax
 
 MB = 10**6
@@ -27,9 +27,8 @@ def test_there_and_back(tmp_path, official):
     released = open_released(official)
     write_orbax(released, tmp_path / "ours", report=written.append)
     assert sum(written) == released.size
-    write_official(
-        Export.plan(tmp_path / "ours", reopen(tmp_path / "ours")), tmp_path / "back", shard_bytes=20 * MB
-    )
+    # `reopen` gives the same, see `test_full_cycle`; here it would take half of the time.
+    write_official(Export.plan(tmp_path / "ours", released), tmp_path / "back", shard_bytes=20 * MB)
     index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
     listed = fake_checkpoint.small()
     assert index["weight_map"].keys() == listed.keys()

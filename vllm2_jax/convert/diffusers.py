@@ -14,7 +14,7 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -32,6 +32,8 @@ from vllm2_jax.decoders.diffusion.config import (
     VAEConfig,
 )
 from vllm2_jax.decoders.diffusion.painter import Painter
+
+Value = TypeVar("Value")
 
 # Folder -> file of weights.
 FILES = {
@@ -234,7 +236,7 @@ def official_configs(config: PainterConfig) -> dict[str, dict[str, Any]]:
     }
 
 
-def new_attention_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def new_attention_names(tensors: Mapping[str, Value]) -> dict[str, Value]:
     """An autoencoder's tensors with its attentions in the newer spelling; others keep their names."""
 
     def renamed(name: str) -> str:

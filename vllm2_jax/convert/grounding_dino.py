@@ -6,17 +6,10 @@ public checkpoint (transformers' `GroundingDinoForObjectDetection`) stores them 
 place of links, and no masks: it is what training starts from.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-import jax
-
 from vllm2_jax.convert import layers, swin
 from vllm2_jax.convert.rules import Alias, Ignore, Row, Rule, Table, prefixed
-from vllm2_jax.convert.rules import load as load_tensors
 from vllm2_jax.convert.transforms import CONV, POINTWISE, join_heads
 from vllm2_jax.decoders.grounding_dino.config import GroundingDINOConfig
-from vllm2_jax.nn.paths import flatten_paths
 
 BACKBONE = "model.backbone.conv_encoder.model."
 
@@ -24,18 +17,21 @@ BACKBONE = "model.backbone.conv_encoder.model."
 NEW = ("class_encoder/", "mask_features/", "query_masks/", "mask_head/", "backbone/stages/0/norm/")
 
 
-def table(config: GroundingDINOConfig, *, public: bool = False) -> Table:
+def table(config: GroundingDINOConfig, *, public: bool = False, packed: bool | None = None) -> Table:
     """Rows for every tensor of the decoder.
 
     Args:
       public: names of the public Grounding DINO instead, for all leaves but `NEW`.
+      packed: whether queries, keys and values of an attention are one `in_proj`; by default not in the public
+        checkpoint (an early one has it, which the official training started from).
     """
+    packed = not public if packed is None else packed
     rows = [
         *prefixed(swin.transformers_table(config.backbone), BACKBONE, "backbone/"),
         *_levels(config),
-        *_encoder(config, public),
+        *_encoder(config, packed),
         *_selection(),
-        *_decoder(config, public),
+        *_decoder(config, packed),
     ]
     if public:
         return [
@@ -44,22 +40,6 @@ def table(config: GroundingDINOConfig, *, public: bool = False) -> Table:
             Ignore(r"model\.text_projection\..*", "links have a perceptron of their own"),
         ]
     return [*rows, *layers.mlp("patch2query", "class_encoder/mlp"), *_masks(config)]
-
-
-def load_public(tensors: Mapping[str, Any], model: Any, config: GroundingDINOConfig) -> Any:
-    """An initialised decoder with the weights of the public Grounding DINO where that has any.
-
-    Args:
-      tensors: official name -> array.
-      model: module or state with arrays; leaves under `NEW` are kept.
-
-    Raises:
-      ConversionError: lists every tensor that does not fit.
-    """
-    leaves, treedef = flatten_paths(model)
-    known = {path: leaf for path, leaf in leaves.items() if not path.startswith(NEW)}
-    found = load_tensors(tensors, table(config, public=True), known)
-    return jax.tree.unflatten(treedef, [found.get(path, leaf) for path, leaf in leaves.items()])
 
 
 def _levels(config: GroundingDINOConfig) -> list[Row]:
@@ -74,7 +54,7 @@ def _levels(config: GroundingDINOConfig) -> list[Row]:
     ]
 
 
-def _encoder(config: GroundingDINOConfig, public: bool) -> list[Row]:
+def _encoder(config: GroundingDINOConfig, packed: bool) -> list[Row]:
     half, ours = config.encoder_heads // 2, "encoder/layers"
     fusion, classes, cells = (
         rf"model\.encoder\.layers\.(\d+)\.{name}"
@@ -92,7 +72,7 @@ def _encoder(config: GroundingDINOConfig, public: bool) -> list[Row]:
         ]
     return [
         *rows,
-        *_attention(rf"{classes}\.self_attn", f"{ours}/classes/attention", half, public),
+        *_attention(rf"{classes}\.self_attn", f"{ours}/classes/attention", half, packed),
         *layers.norm(rf"{classes}\.layer_norm_before", f"{ours}/classes/norm1"),
         *layers.norm(rf"{classes}\.layer_norm_after", f"{ours}/classes/norm2"),
         *_feed_forward(classes, f"{ours}/classes"),
@@ -118,7 +98,7 @@ def _selection() -> list[Row]:
     ]
 
 
-def _decoder(config: GroundingDINOConfig, public: bool) -> list[Row]:
+def _decoder(config: GroundingDINOConfig, packed: bool) -> list[Row]:
     heads, depth = config.decoder_heads, config.decoder_layers
     layer, ours = r"model\.decoder\.layers\.(\d+)", "decoder/layers"
     rows: list[Row] = []
@@ -126,8 +106,8 @@ def _decoder(config: GroundingDINOConfig, public: bool) -> list[Row]:
         rows += layers.norm(rf"{layer}\.{name}_layer_norm", f"{ours}/norm{number + 1}")
     return [
         *rows,
-        *_attention(rf"{layer}\.self_attn", f"{ours}/to_queries", heads, public),
-        *_attention(rf"{layer}\.encoder_attn_text", f"{ours}/to_classes", heads, public),
+        *_attention(rf"{layer}\.self_attn", f"{ours}/to_queries", heads, packed),
+        *_attention(rf"{layer}\.encoder_attn_text", f"{ours}/to_classes", heads, packed),
         *layers.deformable_attention(
             rf"{layer}\.encoder_attn", f"{ours}/to_cells", heads, config.levels, config.decoder_points
         ),
@@ -153,9 +133,9 @@ def _masks(config: GroundingDINOConfig) -> list[Row]:
     ]
 
 
-def _attention(official: str, ours: str, heads: int, public: bool) -> list[Row]:
+def _attention(official: str, ours: str, heads: int, packed: bool) -> list[Row]:
     """An attention between sequences, in either of its spellings."""
-    if not public:
+    if packed:
         return layers.packed_attention(official, ours, heads)
     rows = layers.linear(rf"{official}\.out_proj", f"{ours}/out", join_heads(heads))
     for long, short in (("query", "q"), ("key", "k"), ("value", "v")):

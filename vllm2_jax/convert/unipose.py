@@ -5,17 +5,10 @@ The public UniPose checkpoint spells two gains differently, has a text encoder i
 embeddings for denoising that were given up: it is what training starts from.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-import jax
-
 from vllm2_jax.convert import layers, swin
 from vllm2_jax.convert.rules import Alias, Ignore, Row, Rule, Table, prefixed
-from vllm2_jax.convert.rules import load as load_tensors
 from vllm2_jax.convert.transforms import CONV, POINTWISE, join_heads
 from vllm2_jax.decoders.unipose.config import UniPoseConfig
-from vllm2_jax.nn.paths import flatten_paths
 
 # Leaves that the public checkpoint does not have: they keep what they were initialised with.
 NEW = ("class_encoder/", "keypoint_encoder/")
@@ -55,22 +48,6 @@ def table(config: UniPoseConfig, *, public: bool = False) -> Table:
         *layers.mlp("projection_llava", "class_encoder/mlp"),
         *layers.mlp("projection_kpt_llava", "keypoint_encoder/mlp"),
     ]
-
-
-def load_public(tensors: Mapping[str, Any], model: Any, config: UniPoseConfig) -> Any:
-    """An initialised decoder with the weights of the public UniPose where that has any.
-
-    Args:
-      tensors: official name -> array.
-      model: module or state with arrays; leaves under `NEW` are kept.
-
-    Raises:
-      ConversionError: lists every tensor that does not fit.
-    """
-    leaves, treedef = flatten_paths(model)
-    known = {path: leaf for path, leaf in leaves.items() if not path.startswith(NEW)}
-    found = load_tensors(tensors, table(config, public=True), known)
-    return jax.tree.unflatten(treedef, [found.get(path, leaf) for path, leaf in leaves.items()])
 
 
 def _levels(config: UniPoseConfig) -> list[Row]:

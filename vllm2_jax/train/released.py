@@ -155,9 +155,13 @@ def component(key: str) -> str | None:
 
 def make_plan(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
     """Which official tensor fills which leaf of the parts that the names speak of."""
-    leaves, _ = flatten_paths(jax.eval_shape(lambda: VisionLLMv2(config, rngs=Rngs(0))))
     table = visionllmv2.table(config, visionllmv2.names_of(shapes))
     parts = tuple(f"{part}/" for part in {component(key) for key in shapes} if part)
-    return Plan.make(
-        table, {path: tuple(leaf.shape) for path, leaf in leaves.items() if path.startswith(parts)}
-    )
+    leaves = model_leaves(config)
+    return Plan.make(table, {path: shape for path, shape in leaves.items() if path.startswith(parts)})
+
+
+def model_leaves(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by its path."""
+    leaves, _ = flatten_paths(jax.eval_shape(lambda: VisionLLMv2(config, rngs=Rngs(0))))
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
