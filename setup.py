@@ -26,6 +26,7 @@ setup(
         "transformers>=5.0",
         "ml-collections>=1.1",
         "clu>=0.0.12",
+        "huggingface-hub>=0.34",
         "jaxtyping>=0.3",
         "numpy>=2.0",
         "pillow>=10.0",

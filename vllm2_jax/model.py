@@ -12,6 +12,7 @@ rows' link columns, so its gradient reaches the query banks and the language mod
 """
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,6 +98,12 @@ class VisionLLMv2(nnx.Module):
                 for name, part in config.decoders.items()
             }
         )
+
+    @classmethod
+    def from_pretrained(cls, source: str, **options: Any) -> "VisionLLMv2":
+        """A model with its weights; see `vllm2_jax.pretrained.from_pretrained`, which this calls."""
+        # Found when called: loading stands above the model, which must not import it.
+        return importlib.import_module("vllm2_jax.pretrained").from_pretrained(source, **options)
 
     def see(
         self, inputs: Inputs, *, key: jax.Array | None = None

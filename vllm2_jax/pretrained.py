@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from vllm2_jax.convert import visionllmv2
+from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.sharding.partition import shardings, with_shardings
@@ -16,11 +17,13 @@ from vllm2_jax.sharding.strategies import Strategy
 from vllm2_jax.train.checkpoint import load_weights
 from vllm2_jax.train.released import open_released, reopen
 
+SMALL_FILES = ("*.json", "*.model")  # of a repository: config, index, tokenizer
+
 
 def from_pretrained(
     source: str | pathlib.Path, *, mesh: Mesh, strategy: Strategy, dtype: DTypeLike = "bfloat16"
 ) -> VisionLLMv2:
-    """The model of a checkpoint, sharded over `mesh`.
+    """The model of a checkpoint, sharded over `mesh`. Also `VisionLLMv2.from_pretrained`.
 
     Args:
       source: a folder that launch.convert wrote (each host reads what its devices hold), a folder in the
@@ -30,13 +33,12 @@ def from_pretrained(
       dtype: of all parameters.
 
     Raises:
-      ConversionError: the folder is damaged or does not fit; lists everything.
+      ConversionError: the folder is damaged or does not fit; lists everything. Or there is no such folder and
+        no such repository.
     """
     folder = pathlib.Path(source)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download  # only a download needs it
-
-        folder = pathlib.Path(snapshot_download(str(source)))
+        folder = download(str(source))
     converted = (folder / "0" / "state").is_dir()
     released = reopen(folder) if converted else open_released(folder)
     abstract: Any = jax.eval_shape(lambda: VisionLLMv2(released.config, rngs=Rngs(0)))
@@ -45,3 +47,26 @@ def from_pretrained(
     if converted:
         return load_weights(folder, model)
     return visionllmv2.load(released.tensors, model, released.config)
+
+
+def download(repository: str) -> pathlib.Path:
+    """The local folder of a repository of the hub; its weights as safetensors if it has them, else as .bin.
+
+    Raises:
+      ConversionError: it cannot be found or reached, and is not in the cache.
+    """
+    from huggingface_hub import snapshot_download  # takes a second, and only a download needs it
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        for weights in ("*.safetensors", "*.bin"):
+            folder = pathlib.Path(snapshot_download(repository, allow_patterns=[*SMALL_FILES, weights]))
+            if next(folder.glob(weights), None):
+                return folder
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConversionError(
+            f"{repository} is no folder, and the hub does not give it: {first}; correct the name, log in "
+            "with `hf auth login`, or download it elsewhere and give its folder"
+        ) from error
+    raise ConversionError(f"{repository} has neither safetensors nor .bin files at its root")

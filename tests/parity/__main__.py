@@ -14,7 +14,7 @@ import sys
 
 import jax
 
-from tests.parity import COMPONENTS, compare
+from tests.parity import COMPONENTS, compare, weights
 
 
 def main() -> int:
@@ -24,7 +24,11 @@ def main() -> int:
     parser.add_argument("--component", required=True, choices=sorted(COMPONENTS))
     parser.add_argument("--goldens", required=True, type=pathlib.Path, help="folder with the golden files")
     parser.add_argument("--only", default="", help="regex: only parts whose name matches (e.g. 'full')")
+    parser.add_argument(
+        "--through-orbax", action="store_true", help="weights take the way of a converted checkpoint"
+    )
     args = parser.parse_args()
+    weights.through_orbax = args.through_orbax
     if not (args.goldens / "GOLDENS.md").exists() and not (args.goldens / "config.json").exists():
         parser.error(f"{args.goldens} has neither GOLDENS.md nor config.json; it is not a golden folder")
 

@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 
 from tests.parity import Case, goldens
+from tests.parity.weights import load
 from vllm2_jax.convert import clip as convert
-from vllm2_jax.convert.rules import load
 from vllm2_jax.vision.clip import CLIP, CLIPConfig
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 from tests.parity import goldens
+from tests.parity.weights import load
 from vllm2_jax.batch import Links
 from vllm2_jax.convert import diffusion as convert
-from vllm2_jax.convert.rules import export, load
+from vllm2_jax.convert.rules import export
 from vllm2_jax.decoders.diffusion.config import (
     MapperConfig,
     PainterConfig,

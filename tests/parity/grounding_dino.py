@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 from tests.parity import Case, goldens, grounding_dino_backbone
+from tests.parity.weights import load
 from vllm2_jax.batch import Links
 from vllm2_jax.convert import grounding_dino as convert
-from vllm2_jax.convert.rules import load
 from vllm2_jax.decoders.grounding_dino.config import CriterionConfig, GroundingDINOConfig
 from vllm2_jax.decoders.grounding_dino.model import GroundingDINO
 from vllm2_jax.decoders.grounding_dino.outputs import ABSENT

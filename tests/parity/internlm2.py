@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 
 from tests.parity import Case, goldens
+from tests.parity.weights import load
 from vllm2_jax.convert import internlm2
-from vllm2_jax.convert.rules import load
 from vllm2_jax.llm.llama import Llama, LlamaConfig
 from vllm2_jax.nn.attention import attention
 from vllm2_jax.nn.rope import RopeConfig, rotation

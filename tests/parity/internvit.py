@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from tests.parity import Case, goldens
+from tests.parity.weights import load
 from vllm2_jax.convert import internvit as convert
-from vllm2_jax.convert.rules import load
 from vllm2_jax.vision.internvit import InternViT, InternViTConfig
 from vllm2_jax.vision.positions import resize_positions
 

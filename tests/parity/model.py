@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 from tests.parity import goldens
+from tests.parity.weights import load
 from vllm2_jax import decoders
 from vllm2_jax.batch import IMAGE, LINK, REGION, TEXT, Inputs, Weighted
-from vllm2_jax.convert import visionllmv2
+from vllm2_jax.convert import lora, visionllmv2
 from vllm2_jax.llm.llama import LlamaConfig
 from vllm2_jax.model import ModelConfig, VisionLLMv2
 from vllm2_jax.nn.rope import RopeConfig
@@ -131,7 +132,8 @@ def llama_config(c: dict) -> LlamaConfig:
 def build(config: ModelConfig, tensors: dict[str, np.ndarray]) -> VisionLLMv2:
     """The model with official weights."""
     abstract = jax.eval_shape(lambda: VisionLLMv2(config, rngs=nnx.Rngs(0)))
-    return visionllmv2.load(tensors, abstract, config)
+    names = visionllmv2.names_of(tensors)
+    return load(lora.plain_names(tensors), visionllmv2.table(config, names), abstract)
 
 
 def inputs_for(data: dict[str, np.ndarray], config: ModelConfig, ids: dict[str, int]) -> Inputs:

@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 
 from tests.parity import Case, goldens
+from tests.parity.weights import load
 from vllm2_jax.convert import swin as convert
-from vllm2_jax.convert.rules import load
 from vllm2_jax.nn.sine import sine_2d
 from vllm2_jax.ops.levels import shrink
 from vllm2_jax.vision.swin import Swin, SwinConfig

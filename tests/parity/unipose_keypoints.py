@@ -11,8 +11,8 @@ from flax import nnx
 
 from tests.parity import Case, goldens
 from tests.parity.unipose_inputs import BODY_POINTS
+from tests.parity.weights import load
 from vllm2_jax.convert.layers import linear, norm, packed_attention
-from vllm2_jax.convert.rules import load
 from vllm2_jax.decoders.grounding_dino.config import GroundingDINOConfig
 from vllm2_jax.decoders.grounding_dino.encoder import ClassLayer
 from vllm2_jax.ops.keypoints import SIGMAS, oks

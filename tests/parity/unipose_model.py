@@ -11,9 +11,9 @@ from flax import nnx
 
 from tests.parity import Case, goldens, unipose_backbone, unipose_criterion, unipose_inputs
 from tests.parity.unipose_inputs import Sample
+from tests.parity.weights import load
 from vllm2_jax.batch import Links
 from vllm2_jax.convert import unipose as convert
-from vllm2_jax.convert.rules import load
 from vllm2_jax.decoders.denoising import Draws
 from vllm2_jax.decoders.grounding_dino.outputs import ABSENT
 from vllm2_jax.decoders.unipose.config import UniPoseConfig

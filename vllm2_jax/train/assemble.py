@@ -2,7 +2,6 @@
 """A model to begin training with, put together from public checkpoints and from runs of earlier stages."""
 
 import dataclasses
-import functools
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from vllm2_jax.convert.rules import ConversionError, Plan
 from vllm2_jax.model import ModelConfig
 from vllm2_jax.train.exporting import Source
 from vllm2_jax.train.released import model_leaves
-from vllm2_jax.train.streaming import LazyLeaf
+from vllm2_jax.train.streaming import LazyLeaf, lazy_leaves
 
 OURS = "ours"  # the kind of a folder that conversion, assembly or a run wrote
 TRUNK = ("vision", "bridge", "regions", "queries", "llm")
@@ -118,16 +117,7 @@ def _from_home(
     if wrong := sorted([*wrong, *home.differing]):
         lines = "\n  ".join(wrong)
         raise ConversionError(f"it does not fit this part of the model:\n  {lines}")
-    stored = plan.stored(home.tensors)
-
-    def read(leaf: str, kind: np.dtype[Any]) -> np.ndarray:
-        return plan.read(leaf, lambda key: np.asarray(home.tensors[stored[key]]), kind)
-
-    found = {}
-    for leaf, shape in plan.leaves.items():
-        kept = np.dtype(dtype or home.tensors[stored[plan.sources[leaf][0].key]].dtype)
-        found[f"{part}/{leaf}"] = LazyLeaf(shape, kept, functools.partial(read, leaf, kept))
-    return found
+    return {f"{part}/{path}": leaf for path, leaf in lazy_leaves(plan, home.tensors, dtype).items()}
 
 
 def _from_ours(

@@ -18,12 +18,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from vllm2_jax.convert import lora
-from vllm2_jax.convert.checkpoint import free_bytes
-from vllm2_jax.convert.rules import ConversionError
+from vllm2_jax.convert.checkpoint import StoredTensor, free_bytes
+from vllm2_jax.convert.rules import ConversionError, Plan
+from vllm2_jax.llm.lora import LoRAConfig
 from vllm2_jax.train.released import NAMES, Released, without_adapters
 
 # Pieces that a leaf is stored in: a host reads only those that its devices hold, and the writer compresses
@@ -133,32 +135,45 @@ def write_orbax(
     Raises:
       ConversionError: the disk is too small, the target exists, or there are no adapters to merge.
     """
-    target = pathlib.Path(target).absolute()
-    plan, tensors = released.plan, released.tensors
     result = without_adapters(released) if merge_lora else released
-    stored = plan.stored(tensors)
-    dtypes = {
-        leaf: np.dtype(dtype or tensors[stored[parts[0].key]].dtype) for leaf, parts in plan.sources.items()
-    }
-
-    def read(leaf: str) -> np.ndarray:
-        return plan.read(leaf, lambda key: np.asarray(tensors[stored[key]]), dtypes[leaf])
-
-    adapters = released.config.llm.lora if merge_lora else None
-
-    def make(leaf: str) -> np.ndarray:
-        if adapters is not None and lora.adapted(leaf, plan.leaves):
-            return lora.merged(leaf, read, adapters)
-        return read(leaf)
-
-    leaves = {
-        leaf: LazyLeaf(shape, dtypes[leaf], functools.partial(make, leaf))
-        for leaf, shape in result.plan.leaves.items()
-    }
-    shapes = {name: tensors[key].shape for key, name in result.names.items()}
-    with weights_folder(target, leaves, report) as part:
+    leaves = lazy_leaves(released.plan, released.tensors, dtype)
+    adapters = released.config.llm.lora
+    if merge_lora and adapters is not None:
+        leaves = {path: _merged(path, leaves, adapters) for path in result.plan.leaves}
+    shapes = {name: released.tensors[key].shape for key, name in result.names.items()}
+    with weights_folder(pathlib.Path(target).absolute(), leaves, report) as part:
         (part / NAMES).write_text(json.dumps(shapes) + "\n")
         copy_beside(released.folder, part)
+
+
+def lazy_leaves(
+    plan: Plan, tensors: Mapping[str, StoredTensor], dtype: str | None = None
+) -> dict[str, LazyLeaf]:
+    """All leaves of a plan from the tensors of a checkpoint that fits it; nothing is read yet.
+
+    Args:
+      plan: of the model.
+      tensors: by official name.
+      dtype: of all leaves; None keeps that of the official tensor.
+    """
+    stored = plan.stored(tensors)
+
+    def read(leaf: str, kind: np.dtype[Any]) -> np.ndarray:
+        return plan.read(leaf, lambda key: np.asarray(tensors[stored[key]]), kind)
+
+    leaves = {}
+    for leaf, shape in plan.leaves.items():
+        kind = np.dtype(dtype or tensors[stored[plan.sources[leaf][0].key]].dtype)
+        leaves[leaf] = LazyLeaf(shape, kind, functools.partial(read, leaf, kind))
+    return leaves
+
+
+def _merged(path: str, leaves: Mapping[str, LazyLeaf], adapters: LoRAConfig) -> LazyLeaf:
+    """The leaf, with its adapter added if it has one."""
+    if not lora.adapted(path, leaves):
+        return leaves[path]
+    read = functools.partial(lora.merged, path, lambda name: leaves[name].read(), adapters)
+    return dataclasses.replace(leaves[path], read=read)
 
 
 @contextlib.contextmanager
@@ -182,7 +197,9 @@ def weights_folder(
         for name in path.split("/"):
             node = node.setdefault(name, {})
         node["value"] = leaf
-    registry = ocp.type_handlers.create_type_handler_registry((LazyLeaf, LazyHandler(report)))
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (LazyLeaf, LazyHandler(report)), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
     with complete_or_nothing(target) as part:
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
         with ocp.Checkpointer(handler) as writer:
