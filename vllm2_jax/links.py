@@ -22,6 +22,7 @@ from vllm2_jax.batch import (
     Links,
     TaskRows,
 )
+from vllm2_jax.nn.axes import constrain
 from vllm2_jax.nn.layers import param
 from vllm2_jax.tokens import BANKS, QueryCounts
 
@@ -56,7 +57,8 @@ def embed(
       regions: the N region vectors of each group.
       queries: the table of all queries.
     """
-    x = text
+    # Said here, or rows are picked split by width, as their tables are, and then exchanged between devices.
+    x, queries = constrain(text, "batch", None, None, None), constrain(queries, None, None)
     for kind, rows in ((IMAGE, images), (REGION, regions)):
         if rows.shape[1]:
             x = jnp.where((inputs.source == kind)[..., None], _in_group(rows, inputs, kind), x)
@@ -68,7 +70,8 @@ def _in_group(rows: Float[Array, "G I D"], inputs: Inputs, kind: int) -> Float[A
     """Row `index` of the group's own rows, for every column of this kind (row 0 for the others)."""
     groups, _, length = inputs.index.shape
     index = jnp.where(inputs.source == kind, inputs.index, 0).reshape(groups, -1, 1)
-    picked = jnp.take_along_axis(rows, index, axis=1)
+    picked = jnp.take_along_axis(constrain(rows, "batch", None, None), index, axis=1)
+    picked = constrain(picked, "batch", None, None)
     return picked.reshape(groups, -1, length, rows.shape[-1])
 
 

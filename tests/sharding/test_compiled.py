@@ -15,8 +15,10 @@ from tests.distributed.tiny import host_batch, tiny_config
 from vllm2_jax import links
 from vllm2_jax.batch import TaskRows, split_rows
 from vllm2_jax.nn.axes import axis_rules
+from vllm2_jax.sharding.collectives import collectives as program_collectives
 from vllm2_jax.sharding.mesh import find_strategy, make_mesh
 from vllm2_jax.sharding.partition import batch_sharding
+from vllm2_jax.sharding.program import parse
 from vllm2_jax.train.step import count_weights, slices
 
 COLLECTIVE = re.compile(
@@ -71,7 +73,11 @@ def test_fsdp_splits_parameters_and_data_parallel_does_not():
     counts = {}
     for name in ("dp", "fsdp"):
         run = build_run(tiny_config(**{"sharding.strategy": name}))
-        counts[name] = collectives(compiled(run).as_text())
+        text = compiled(run).as_text()
+        counts[name] = collectives(text)
+        # Columns are filled where they are: only the table of queries is gathered.
+        found = program_collectives(parse(text), dict(run.mesh.shape))
+        assert {one.kind for one in found if one.part == "links"} <= {"all-gather", "all-reduce"}
     assert "all-gather" in counts["fsdp"]
     assert "all-gather" not in counts["dp"]
     assert "all-reduce" in counts["dp"]
