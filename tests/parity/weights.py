@@ -42,5 +42,5 @@ def load(tensors: Mapping[str, np.ndarray], table: Table, model: Any) -> Any:
             here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for x in leaves.values()]
             return load_weights(folder / "converted", jax.tree.unflatten(treedef, placed))
-        found = Source.open(folder / "converted").read(leaves)
-        return jax.tree.unflatten(treedef, [jnp.asarray(found[path], x.dtype) for path, x in leaves.items()])
+        source = Source.open(folder / "converted")
+        return jax.tree.unflatten(treedef, [jnp.asarray(source.read(p), x.dtype) for p, x in leaves.items()])

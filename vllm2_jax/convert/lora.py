@@ -85,15 +85,19 @@ def adapted(leaf: str, leaves: Container[str]) -> bool:
     return leaf.endswith("/kernel") and leaf.removesuffix("kernel") + "lora/a" in leaves
 
 
-def merged(leaf: str, read: Callable[[str], np.ndarray], config: LoRAConfig) -> np.ndarray:
-    """The kernels W + scale A B of all layers, as `llm.lora.fold` gives them; a layer at a time in float32.
+def merged(
+    leaf: str, read: Callable[[str, slice], np.ndarray], config: LoRAConfig, rows: slice = slice(None)
+) -> np.ndarray:
+    """The kernels W + scale A B of some layers, as `llm.lora.fold` gives them; a layer at a time in float32.
 
     Args:
       leaf: path of the kernels, [layers, ...].
-      read: any leaf by its path.
+      read: any leaf by its path, of these layers.
+      config: of the adapters.
+      rows: the layers.
     """
-    kernel = read(leaf)
-    a, b = (read(leaf.removesuffix("kernel") + f"lora/{name}").astype(np.float32) for name in "ab")
+    kernel = read(leaf, rows)
+    a, b = (read(leaf.removesuffix("kernel") + f"lora/{name}", rows).astype(np.float32) for name in "ab")
     out = np.empty_like(kernel)
     for layer in range(len(kernel)):
         out[layer] = kernel[layer].astype(np.float32) + config.scale * np.tensordot(a[layer], b[layer], 1)

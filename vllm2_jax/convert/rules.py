@@ -301,14 +301,34 @@ class Plan:
             if array.shape != expected
         ]
 
-    def read(self, leaf: str, fetch: Callable[[str], np.ndarray], dtype: DTypeLike) -> np.ndarray:
-        """One leaf from the tensors that `fetch` returns by official name: no more than it in memory."""
-        out = np.empty(self.leaves[leaf], dtype)
+    def stacked(self, leaf: str) -> bool:
+        """Whether the first axis of a leaf counts layers, each in an official tensor of its own."""
+        return self.sources[leaf][0].layer is not None
+
+    def read(
+        self, leaf: str, fetch: Callable[[str], np.ndarray], dtype: DTypeLike, rows: slice = slice(None)
+    ) -> np.ndarray:
+        """One leaf from the tensors that `fetch` returns by official name: no more than it in memory.
+
+        Args:
+          leaf: its path.
+          fetch: any official tensor by its name.
+          dtype: of the result.
+          rows: of the first axis; of a stacked leaf nothing else is fetched.
+        """
+        if not self.stacked(leaf):
+            return self._turned(self.sources[leaf][0], leaf, fetch).astype(dtype)[rows]
+        layers = range(self.leaves[leaf][0])[rows]
+        out = np.empty((len(layers), *self.leaves[leaf][1:]), dtype)
         for part in self.sources[leaf]:
-            turned = part.rule.transform.forward(np.asarray(fetch(part.key)))
-            mine = turned[part.paths.index(leaf)] if isinstance(turned, tuple) else turned
-            out[... if part.layer is None else part.layer] = mine.astype(dtype)
+            if part.layer is not None and part.layer in layers:
+                out[part.layer - layers.start] = self._turned(part, leaf, fetch).astype(dtype)
         return out
+
+    @staticmethod
+    def _turned(part: Part, leaf: str, fetch: Callable[[str], np.ndarray]) -> np.ndarray:
+        turned = part.rule.transform.forward(np.asarray(fetch(part.key)))
+        return turned[part.paths.index(leaf)] if isinstance(turned, tuple) else turned
 
 
 def load(tensors: Mapping[str, Any], table: Table, model: Any, *, dtype: DTypeLike | None = None) -> Any:

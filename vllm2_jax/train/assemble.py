@@ -136,11 +136,11 @@ def _from_ours(
     if wrong:
         raise ConversionError("it does not fit this part of the model:\n  " + "\n  ".join(wrong))
 
-    def reader(path: str, kind: np.dtype[Any]) -> Callable[[], np.ndarray]:
-        return lambda: source.read([path])[path].astype(kind, copy=False)
+    def reader(path: str, kind: np.dtype[Any]) -> Callable[[slice], np.ndarray]:
+        return lambda rows: source.read(path, rows).astype(kind, copy=False)
 
     found = {}
     for path in paths:
         kind = np.dtype(dtype or source.dtypes[path])
-        found[path] = LazyLeaf(shapes[path], kind, reader(path, kind))
+        found[path] = LazyLeaf(shapes[path], kind, reader(path, kind), stacked=path.startswith("llm/layers/"))
     return found

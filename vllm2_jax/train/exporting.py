@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that are larger than memory: Orbax -> official tensors, a few leaves at a time."""
+"""Weights that are larger than memory: Orbax -> official tensors, a leaf or a layer at a time."""
 
 import dataclasses
 import json
@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+import tensorstore
 
 from vllm2_jax.convert import lora
 from vllm2_jax.convert.checkpoint import DTYPES
 from vllm2_jax.convert.rules import ConversionError, Part, Plan
 from vllm2_jax.train.checkpoint import saved_tree, state_folder
 from vllm2_jax.train.released import Released, without_adapters
-from vllm2_jax.train.streaming import Report, check_space, complete_or_nothing, copy_beside
+from vllm2_jax.train.streaming import CHUNK_BYTES, Report, check_space, complete_or_nothing, copy_beside
 
 SHARD_BYTES = 5 * 10**9  # of the official layout
-READ_BYTES = 256 * 10**6  # small leaves are read together: opening a checkpoint takes longer than they do
+# Of the store: what it has read of its own tables.
+CONTEXT = tensorstore.Context({"cache_pool": {"total_bytes_limit": 10**8}})
 
 
 class Entry(NamedTuple):
@@ -65,23 +66,12 @@ class Source:
                 place[name], dtypes[name], shapes[name] = part, np.dtype(leaf.dtype), tuple(leaf.shape)
         return cls(state, place, dtypes, shapes)
 
-    def read(self, leaves: Iterable[str]) -> dict[str, np.ndarray]:
-        """Leaves by path, in memory."""
-        target: dict[str, Any] = {}
-        for leaf in leaves:
-            node = target.setdefault(self.place[leaf], {})
-            for name in leaf.split("/"):
-                node = node.setdefault(name, {})
-            node["value"] = 0
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-        with ocp.PyTreeCheckpointer() as reader:
-            restore = ocp.args.PyTreeRestore(item=target, restore_args=args, partial_restore=True)
-            parts = reader.restore(self.folder, args=restore)
-        return {
-            "/".join(str(key.key) for key in path).removesuffix("/value"): np.asarray(leaf)
-            for part in parts.values()
-            for path, leaf in jax.tree_util.tree_leaves_with_path(part)
-        }
+    def read(self, leaf: str, rows: slice = slice(None)) -> np.ndarray:
+        """Rows of a leaf's first axis, in memory; nothing else is decoded if they are chunks of their own."""
+        name = ".".join((self.place[leaf], *leaf.split("/"), "value"))
+        base = {"driver": "ocdbt", "base": f"file://{self.folder}/"}
+        spec = {"driver": "zarr", "kvstore": {**base, "path": f"{name}/"}}
+        return tensorstore.open(spec, open=True, read=True, context=CONTEXT).result()[rows].read().result()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +108,7 @@ class Export:
         """All tensors, those that are read together one after the other; buffers last."""
         plan, names = self.released.plan, self.released.names
         others = _others(plan)
-        for part in (part for group in self._groups() for parts in group for part in parts):
+        for part in (part for parts in self._groups() for part in parts):
             shape = self._shape(part)
             for key in (part.key, *others.get(part.key, ())):
                 if key in names:
@@ -129,16 +119,21 @@ class Export:
                 yield Entry(names[key], key, value.shape, value.dtype)
 
     def tensors(self) -> Iterator[tuple[Entry, np.ndarray]]:
-        """The same with their values; as much in memory as is read at once."""
+        """The same with their values; one layer of a large leaf is in memory, or one small leaf."""
         entries = {entry.key: entry for entry in self.entries()}
         plan = self.released.plan
         others = _others(plan)
-        for group in self._groups():
-            held = self._read({path for parts in group for part in parts for path in part.paths})
-            for part in (part for parts in group for part in parts):
-                layer = ... if part.layer is None else part.layer
-                turned = part.rule.transform.inverse(*(held[path][layer] for path in part.paths))
-                array = np.ascontiguousarray(turned)
+        for parts in self._groups():
+            whole = {path: self._read(path) for path in parts[0].paths if not self._large(path)}
+            for part in parts:
+                layer = 0 if part.layer is None else part.layer
+                rows = slice(None) if part.layer is None else slice(layer, layer + 1)
+                found = [
+                    whole[path][rows] if path in whole else self._read(path, rows) for path in part.paths
+                ]
+                if part.layer is not None:
+                    found = [array[0] for array in found]
+                array = np.ascontiguousarray(part.rule.transform.inverse(*found))
                 for key in (part.key, *others.get(part.key, ())):
                     if key in entries:
                         yield entries[key], array
@@ -146,14 +141,15 @@ class Export:
             if key in entries:
                 yield entries[key], buffer.value()
 
-    def _read(self, paths: set[str]) -> dict[str, np.ndarray]:
-        if self.adapters is None:
-            return self.source.read(paths)
-        adapted = {path for path in paths if lora.adapted(path, self.source.place)}
-        found = self.source.read(paths - adapted)
-        for path in adapted:
-            found[path] = lora.merged(path, lambda leaf: self.source.read([leaf])[leaf], self.adapters)
-        return found
+    def _read(self, path: str, rows: slice = slice(None)) -> np.ndarray:
+        if self.adapters is not None and lora.adapted(path, self.source.place):
+            return lora.merged(path, self.source.read, self.adapters, rows)
+        return self.source.read(path, rows)
+
+    def _large(self, path: str) -> bool:
+        """Whether a leaf is read layer by layer."""
+        leaves = self.released.plan.leaves
+        return math.prod(leaves[path]) * self.source.dtypes[path].itemsize > CHUNK_BYTES
 
     def _shape(self, part: Part) -> tuple[int, ...]:
         layer = slice(part.layer is not None, None)
@@ -161,20 +157,10 @@ class Export:
         ones = (np.broadcast_to(np.int8(0), leaves[path][layer]) for path in part.paths)
         return part.rule.transform.inverse(*ones).shape
 
-    def _groups(self) -> Iterator[list[Sequence[Part]]]:
-        """Leaves (by their parts) to read at once: one large one, or small ones together."""
-        plan = self.released.plan
-        group: list[Sequence[Part]] = []
-        room = READ_BYTES
-        for parts in {tuple(part.key for part in parts): parts for parts in plan.sources.values()}.values():
-            paths = {path for part in parts for path in part.paths}
-            size = sum(math.prod(plan.leaves[path]) * self.source.dtypes[path].itemsize for path in paths)
-            if size > room and group:
-                yield group
-                group, room = [], READ_BYTES
-            group.append(parts)
-            room -= size
-        yield group
+    def _groups(self) -> Iterable[Sequence[Part]]:
+        """The parts of leaves that are read together, each group once."""
+        groups = self.released.plan.sources.values()
+        return {tuple(part.key for part in parts): parts for parts in groups}.values()
 
 
 def write_official(

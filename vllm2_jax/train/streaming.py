@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from vllm2_jax.convert import lora
 from vllm2_jax.convert.checkpoint import StoredTensor, free_bytes
@@ -41,11 +42,18 @@ Report = Callable[[int], Any]
 
 @dataclasses.dataclass(frozen=True)
 class LazyLeaf:
-    """A leaf that exists only while it is written."""
+    """A leaf that exists only while it is written, a large one not even as a whole.
+
+    Attributes:
+      shape, dtype: of the leaf.
+      read: rows of its first axis.
+      stacked: whether reading all rows takes no less than reading them a few at a time.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    read: Callable[[], np.ndarray]
+    read: Callable[[slice], np.ndarray]
+    stacked: bool = False
 
     @property
     def size(self) -> int:
@@ -57,9 +65,16 @@ class LazyLeaf:
         """Bytes of the whole leaf."""
         return self.size * self.dtype.itemsize
 
+    def pieces(self) -> list[slice]:
+        """Rows to be read at once."""
+        if not self.stacked or self.nbytes <= BATCH_BYTES:
+            return [slice(None)]
+        count = max(1, BATCH_BYTES * self.shape[0] // self.nbytes)
+        return [slice(first, first + count) for first in range(0, self.shape[0], count)]
+
 
 class LazyHandler(ocp.type_handlers.NumpyHandler):
-    """Writes `LazyLeaf`s as the arrays that they become: a large one alone, small ones together."""
+    """Writes `LazyLeaf`s as the arrays that they become: a large one in pieces, small ones together."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(deepcopy_host_arrays=False)
@@ -67,7 +82,7 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
         """Each batch is on the disk before the next one is read."""
-        args = [dataclasses.replace(arg, chunk_byte_size=CHUNK_BYTES) for arg in args]
+        args = [dataclasses.replace(arg, **_chunks(value)) for value, arg in zip(values, args, strict=True)]
         first = 0
         while first < len(values):
             last, room = first + 1, BATCH_BYTES - values[first].nbytes
@@ -75,11 +90,23 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
                 room -= values[last].nbytes
                 last += 1
             batch = slice(first, last)
-            arrays = [value.read() for value in values[batch]]
-            await self._background_serialize(arrays, infos[batch], args[batch])
-            self.report(sum(value.size for value in values[batch]))
+            await self._background_serialize(values[batch], infos[batch], args[batch])
             first = last
         return []
+
+    async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: Any) -> None:
+        """What `NumpyHandler` does with a whole array, piece by piece."""
+        store = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
+        for rows in value.pieces():
+            array = value.read(rows)
+            await store[rows].write(array, can_reference_source_data_indefinitely=True)
+            self.report(array.size)
+
+
+def _chunks(leaf: LazyLeaf) -> dict[str, Any]:
+    """How a leaf is cut in the store: layers lie apart where they are written and read apart."""
+    apart = leaf.stacked and leaf.nbytes > CHUNK_BYTES
+    return {"chunk_byte_size": CHUNK_BYTES, "shard_axes": (0,) if apart else ()}
 
 
 @contextlib.contextmanager
@@ -158,13 +185,13 @@ def lazy_leaves(
     """
     stored = plan.stored(tensors)
 
-    def read(leaf: str, kind: np.dtype[Any]) -> np.ndarray:
-        return plan.read(leaf, lambda key: np.asarray(tensors[stored[key]]), kind)
+    def read(leaf: str, kind: np.dtype[Any], rows: slice) -> np.ndarray:
+        return plan.read(leaf, lambda key: np.asarray(tensors[stored[key]]), kind, rows)
 
     leaves = {}
     for leaf, shape in plan.leaves.items():
         kind = np.dtype(dtype or tensors[stored[plan.sources[leaf][0].key]].dtype)
-        leaves[leaf] = LazyLeaf(shape, kind, functools.partial(read, leaf, kind))
+        leaves[leaf] = LazyLeaf(shape, kind, functools.partial(read, leaf, kind), plan.stacked(leaf))
     return leaves
 
 
@@ -172,7 +199,7 @@ def _merged(path: str, leaves: Mapping[str, LazyLeaf], adapters: LoRAConfig) -> 
     """The leaf, with its adapter added if it has one."""
     if not lora.adapted(path, leaves):
         return leaves[path]
-    read = functools.partial(lora.merged, path, lambda name: leaves[name].read(), adapters)
+    read = functools.partial(lora.merged, path, lambda name, rows: leaves[name].read(rows), adapters)
     return dataclasses.replace(leaves[path], read=read)
 
 
