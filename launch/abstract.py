@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run without arrays: the shapes of its batch, its step lowered from them, the operations of its model."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,9 @@ def abstract_batch(config: Config, run: Run) -> Batch:
     groups = config.data.groups
     batch = {}
     for task, shape in task_shapes(config.data.mixture.to_dict()).items():
+        # Captions have as many ids whatever makes them; the tokenizer that ships needs no folder.
+        sizes = {name: value for name, value in shape.capacities.items() if name != "tokenizer"}
+        shape = dataclasses.replace(shape, capacities=sizes)
         rows, _ = collate([blank_row(run.tokenizer, run.spec, shape)] * shape.rows, run.spec, shape)
         batch[task] = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((groups, *x.shape[1:]), x.dtype, sharding=sharding), rows
