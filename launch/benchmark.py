@@ -3,16 +3,18 @@
 
     python -m launch.benchmark core --size mid        # train step and generation against PyTorch
     python -m launch.benchmark data                   # examples a second of one core
+    python -m launch.benchmark grounding_dino         # detection at Swin-T size against transformers
+    python -m launch.benchmark unipose                # poses at Swin-T size against plain PyTorch
+    python -m launch.benchmark diffusion --pixels 256 # Stable Diffusion's UNet against diffusers
     python -m launch.benchmark deformable             # deformable sampling against PyTorch
     python -m launch.benchmark deformable_tpu         # what the TPU compiler makes of it; needs no TPU
 
-`core` and `deformable` need PyTorch: pip install -e '.[benchmark]'. Rounds of both sides alternate; the best
-round of each counts, since everything else on the machine only ever adds time. Nothing here is a test: a
-number holds for the machine and the moment that are printed with it.
+All but `data` and `deformable_tpu` need PyTorch: pip install -e '.[benchmark]'. Rounds of both sides
+alternate; the best round of each counts, since everything else on the machine only ever adds time. Nothing
+here is a test: a number holds for the machine and the moment that are printed with it.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import pathlib
@@ -32,7 +34,10 @@ from data_pipelines.mixture import make_dataset
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
 from launch.build import Run, build_run
-from launch.race import Timed, race, show
+from launch.race import Timed, need, race, show
+from launch.race_diffusion import diffusion
+from launch.race_grounding_dino import grounding_dino
+from launch.race_unipose import unipose
 from launch.sampling import deformable, deformable_tpu
 from vllm2_jax.batch import IGNORE, IMAGE, TEXT, Inputs, TaskRows, flatten_groups
 from vllm2_jax.llm.generate import generate
@@ -49,8 +54,7 @@ ORDINARY = 600  # tokens below this are plain pieces of text
 
 def core(args: argparse.Namespace) -> dict[str, Any]:
     """Train step and generation of the trunk against transformers' CLIP and Llama in PyTorch."""
-    if importlib.util.find_spec("torch") is None:
-        raise SystemExit("the peer needs PyTorch: pip install -e '.[benchmark]'")
+    need("torch")
     from launch.peers import torch_core
 
     run = benchmark_run(args.size)
@@ -199,7 +203,15 @@ def machine() -> str:
     )
 
 
-BENCHMARKS = {"core": core, "data": data, "deformable": deformable, "deformable_tpu": deformable_tpu}
+BENCHMARKS = {
+    "core": core,
+    "data": data,
+    "grounding_dino": grounding_dino,
+    "unipose": unipose,
+    "diffusion": diffusion,
+    "deformable": deformable,
+    "deformable_tpu": deformable_tpu,
+}
 
 
 def main() -> int:
@@ -210,7 +222,10 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=sorted(BENCHMARKS))
-    parser.add_argument("--size", choices=sorted(ROWS), default="mid")
+    parser.add_argument("--size", choices=sorted(ROWS), default="mid", help="of the model, for core and data")
+    parser.add_argument(
+        "--pixels", type=int, default=0, help="side of the picture for a decoder; 0: what it is made for"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each side")
     parser.add_argument("--json", type=pathlib.Path, help="also write the seconds of all rounds to this file")
     args = parser.parse_args()

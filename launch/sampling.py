@@ -3,7 +3,6 @@
 
 import argparse
 import functools
-import importlib.util
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.estimate import estimate
-from launch.race import Timed, race, show
+from launch.race import Timed, need, race, show
 from vllm2_jax.nn.deformable import sample
 from vllm2_jax.ops.sample_rows import FEW, sample_rows
 from vllm2_jax.ops.sample_taps import sample_taps
@@ -33,8 +32,7 @@ WAYS = {
 
 def deformable(args: argparse.Namespace) -> dict[str, Any]:
     """Sampling of one picture in float32, forward and with all gradients, against PyTorch's `grid_sample`."""
-    if importlib.util.find_spec("torch") is None:
-        raise SystemExit("the peer needs PyTorch: pip install -e '.[benchmark]'")
+    need("torch")
     from launch.peers.torch_deformable import Sampling
 
     found = {}

@@ -2,6 +2,7 @@
 """The benchmark runs our side at the tiny size; how fast is for `python -m launch.benchmark` to say."""
 
 import argparse
+import importlib.util
 import math
 
 import numpy as np
@@ -45,6 +46,6 @@ def test_race_takes_turns():
 
 
 def test_missing_peer_is_named(monkeypatch):
-    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"\.\[benchmark\]"):
         benchmark.core(argparse.Namespace(size="tiny", rounds=1))
