@@ -7,8 +7,8 @@ from tests.distributed.tiny import tiny_config
 
 DECODER = {
     "unet": {
-        "widths": (8, 16),
-        "attends": (True, False),
+        "widths": (8,),
+        "attends": (True,),
         "depth": 1,
         "heads": 2,
         "context": 16,
@@ -58,7 +58,7 @@ def config() -> ml_collections.ConfigDict:
         **{
             "steps": 1,
             "log_every": 1,
-            "sharding.devices": "cpu:2",
+            "sharding.strategy": "single",
             "data.groups": 2,
             "data.length": 128,
             "eval.examples": 3,

@@ -55,7 +55,7 @@ def alone():
     return step("single")
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_tp"])
+@pytest.mark.parametrize("strategy", [pytest.param("fsdp", marks=pytest.mark.slow), "fsdp_tp"])
 def test_same_losses_and_gradients_as_on_one_device(strategy, alone):
     found, grads, devices = step(strategy)
     assert devices == {8}
