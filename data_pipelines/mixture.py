@@ -18,8 +18,9 @@
 The keys of a task are those of `collate.TaskShape` and `datasets`. A dataset's key is its loader in
 `DATASETS` unless `loader` names one; `weight` is its share of the task's rows; the rest goes to the loader.
 
-Every dataset of every task is its own stream: shuffled anew in each epoch, repeated for ever, host h of n
-takes records h, h + n, ... of it. Bad records are replaced by the next ones of the same stream (`skip`).
+Every dataset of every task is its own stream: shuffled and drawn anew in each epoch (`draws`), repeated for
+ever, host h of n takes records h, h + n, ... of it. Bad records are replaced by the next ones of the same
+stream (`skip`).
 """
 
 import functools
@@ -100,10 +101,12 @@ def make_dataset(
             stream = f"{task}/{name}"
             source = open_source(name, options, spec=spec, seed=_seed(seed, stream))
             blanks = 0 if repeat else -len(source) % (hosts * groups * shape.rows)
-            rows = grain.MapDataset.source(Reader(source, make, blanks=blanks, blank=blank))
+            reader = Reader(source, make, blanks=blanks, blank=blank)
+            rows = grain.MapDataset.range(len(reader))
             if repeat:
                 rows = rows.shuffle(seed=_seed(seed, stream)).repeat()
-            rows = rows[host::hosts].to_iter_dataset(grain.ReadOptions(threads, 2 * threads))
+            rows = rows.map_with_index(reader.read)[host::hosts]
+            rows = rows.to_iter_dataset(grain.ReadOptions(threads, 2 * threads))
             fill = None if repeat else blank
             streams.append(SkipBad(rows, name=stream, records=len(source), blank=fill))
             weights.append(float(options.get("weight", 1.0)))

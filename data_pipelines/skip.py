@@ -13,6 +13,7 @@ from collections.abc import Callable
 import grain
 
 from data_pipelines.collate import Row
+from data_pipelines.draws import epoch
 from data_pipelines.errors import DataError
 
 _LISTED = 100  # different bad records of one dataset that the log names
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reader:
-    """Random access to a source's rows: index -> row, or the DataError that explains why there is none.
+    """A source's rows: a row of each record, or the DataError that explains why there is none.
 
     Args:
       source: has `len` and `[i]`.
@@ -37,16 +38,15 @@ class Reader:
     def __len__(self) -> int:
         return len(self.source) + self.blanks
 
-    def __getitem__(self, index: int) -> Row | DataError | None:
+    def read(self, position: int, index: int) -> Row | DataError | None:
+        """The row of record `index`, which stands at `position` of the stream that repeats all records."""
         if index >= len(self.source):
             return self.blank
         try:
-            return self.make(self.source[index])
+            with epoch(position // len(self)):
+                return self.make(self.source[index])
         except DataError as error:
             return error.at(record=index)
-
-    def __repr__(self) -> str:  # Grain prints sources; ours can hold a million records
-        return f"Reader({type(self.source).__name__}, {len(self)} rows)"
 
 
 class SkipBad(grain.IterDataset):

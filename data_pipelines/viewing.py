@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from data_pipelines.augment import LONGEST, Annotated, augment, fit
+from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.images import Mode, Tiling, load_image
 from data_pipelines.masks import mask_boxes, run_lengths
@@ -43,7 +44,7 @@ class Viewing:
 
     def rng(self, index: int) -> np.random.Generator | None:
         """Draws for record `index`; None in tests, where `templates.pick` takes the first wording."""
-        return None if self.test else np.random.default_rng([self.seed, index])
+        return None if self.test else generator(self.seed, index)
 
     def view(
         self,

@@ -9,9 +9,8 @@ captioning.
 import dataclasses
 import pathlib
 
-import numpy as np
-
 from data_pipelines.conversation import IMAGE_MARK
+from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example, no_regions
 from data_pipelines.images import Mode, Tiling, load_image
@@ -43,7 +42,7 @@ class CaptionSource:
           DataError: a missing field or picture, or an empty caption.
         """
         record, place = self.records[index], {"file": self.file, "index": index}
-        rng = None if self.test else np.random.default_rng([self.seed, index])
+        rng = None if self.test else generator(self.seed, index)
         name = need(record, self.image_field, str, **place)
         captions = need(record, self.caption_field, (str, list), **place)
         captions = [captions] if isinstance(captions, str) else captions

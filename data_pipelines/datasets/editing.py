@@ -12,9 +12,8 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from data_pipelines.conversation import IMAGE_MARK, link
+from data_pipelines.draws import generator
 from data_pipelines.example import Example, no_regions
 from data_pipelines.images import Mode, Tiling
 from data_pipelines.stores import open_records, picture_at, text_at
@@ -48,7 +47,7 @@ class EditingSource:
         """
         record = self.records[index]
         name = str(record.get("id", index))
-        rng = None if self.test else np.random.default_rng([self.seed, index])
+        rng = None if self.test else generator(self.seed, index)
         place = {"file": self.file, "index": name}
         before, words, after = self.fields
         instruction = text_at(record, words, **place).rstrip(".")

@@ -16,6 +16,7 @@ from jaxtyping import Bool, UInt8
 from data_pipelines.augment import LONGEST, Annotated
 from data_pipelines.coco_file import CocoFile, read_coco
 from data_pipelines.conversation import IMAGE_MARK, link, region_text
+from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.images import Mode
@@ -104,7 +105,7 @@ class DrawnSource:
         boxes = np.stack([x, y, x + w, y + h], 1)
         view = self.viewing.view(annotate(image, masks=np.stack(masks), boxes=boxes), rng)
 
-        drawing = np.random.default_rng([self.viewing.seed, index]) if rng is None else rng
+        drawing = generator(self.viewing.seed, index) if rng is None else rng
         prompts, chosen = self._draw(view, drawing)
         if not chosen:
             raise DataError(

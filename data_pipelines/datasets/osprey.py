@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from data_pipelines.coco_file import mask_in_tile
 from data_pipelines.conversation import IMAGE_MARK, Turn, region_text
 from data_pipelines.datasets.llava import read_turns
+from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.images import Mode, Tiling, load_image
@@ -56,7 +57,7 @@ class OspreySource:
             speak of the regions it has.
         """
         record = self.records[index]
-        rng = None if self.test else np.random.default_rng([self.seed, index])
+        rng = None if self.test else generator(self.seed, index)
         regions = self._regions(record, index)
         if self.kind == "detailed":
             turns = self._descriptions(record, index, len(regions), rng)

@@ -8,6 +8,7 @@ import numpy as np
 
 from data_pipelines.coco_file import CocoFile, read_coco
 from data_pipelines.conversation import IMAGE_MARK, region_text
+from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.images import Mode, Tiling, load_image
@@ -44,7 +45,7 @@ class RecognitionSource:
             object that is large enough.
         """
         image_id = self.image_ids[index]
-        rng = None if self.test else np.random.default_rng([self.seed, index])
+        rng = None if self.test else generator(self.seed, index)
         image = load_image(self.image_root / self.coco.images[image_id]["file_name"])
         self.coco.check_size(image_id, image)
         objects = [a for a in self.coco.annotations[image_id] if self._is_large(a)]

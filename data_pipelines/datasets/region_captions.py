@@ -8,6 +8,7 @@ import numpy as np
 
 from data_pipelines.coco_file import CocoFile, read_coco
 from data_pipelines.conversation import IMAGE_MARK, region_text
+from data_pipelines.draws import generator
 from data_pipelines.example import Example
 from data_pipelines.images import Mode, Tiling, load_image
 from data_pipelines.records import need
@@ -37,7 +38,7 @@ class RegionCaptionSource:
           DataError: a missing picture or mask, or a picture of another size than the file says.
         """
         annotation = self.annotations[index]
-        rng = None if self.test else np.random.default_rng([self.seed, index])
+        rng = None if self.test else generator(self.seed, index)
         form = self.form
         if form == "mixed":
             form = "box" if rng is None or rng.random() < 0.5 else "mask"

@@ -15,9 +15,8 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-import numpy as np
-
 from data_pipelines.conversation import link
+from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.stores import open_records, picture_at, text_at
@@ -53,7 +52,7 @@ class TextToImageSource:
         """
         record = self.records[index]
         name = str(record.get("id", index))
-        rng = None if self.test else np.random.default_rng([self.seed, index])
+        rng = None if self.test else generator(self.seed, index)
         caption = clean_caption(text_at(record, self.caption_field, file=self.file, index=name))
         if not caption:
             raise DataError(

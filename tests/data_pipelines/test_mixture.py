@@ -12,6 +12,7 @@ import pytest
 
 import data_pipelines.mixture as mixture_module
 from data_pipelines.collate import CollateSpec
+from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.mixture import blank_batch, make_dataset, open_source, task_shapes
@@ -42,6 +43,14 @@ class Numbers:
 
 def load_numbers(*, name="a", length=20, bad=()):
     return Numbers(name, length, bad)
+
+
+class Dice(Numbers):
+    """Record i says what it drew."""
+
+    def __getitem__(self, index):
+        words = f"{index} {generator(0, index).integers(10**6)}"
+        return Example(self.name, f"{self.name}.json", str(index), [("human", ""), ("gpt", words)])
 
 
 @pytest.fixture(autouse=True)
@@ -307,3 +316,18 @@ def test_impossible_requests(tokenizer):
         dataset({"t": task(a={})}, tokenizer, host=2, hosts=2)
     with pytest.raises(ValueError, match="repeat=False takes a mixture of one task"):
         dataset({"t": task(a={}), "u": task(a={})}, tokenizer, repeat=False)
+
+
+@pytest.mark.parametrize("hosts, workers", [(1, 0), (2, 0), (1, 2)])
+def test_records_draw_anew_in_every_epoch(tokenizer, monkeypatch, hosts, workers):
+    monkeypatch.setitem(mixture_module.DATASETS, "dice", lambda: Dice("dice", 8))
+    mixture = {"t": {"rows": 4, "datasets": {"dice": {}}}}
+    drawn = []
+    for host in range(hosts):
+        stream = dataset(mixture, tokenizer, host=host, hosts=hosts, workers=workers)
+        again = dataset(mixture, tokenizer, host=host, hosts=hosts, workers=workers)
+        elements = list(itertools.islice(stream, 6 // hosts))  # three epochs over all hosts
+        assert all(equal(a, b) for a, b in zip(elements, again, strict=False))
+        drawn += [text for element in elements for text in read(element, tokenizer)]
+    assert Counter(text.split()[0] for text in drawn) == {str(i): 3 for i in range(8)}
+    assert len(set(drawn)) == 24
