@@ -24,8 +24,8 @@ _PARTLY = ((r"^decoders/\w+/(vae|text)/", None), *_ALL)
 
 # Decoder -> what differs from its released sizes, task, links, capacities, what is trained.
 _CHOICES: dict[str, tuple[dict[str, Any], str, dict[str, int], dict[str, int], Any]] = {
-    "grounding_dino": ({}, "det", {"det": 80}, {"size": 800, "objects": 100}, _ALL),
-    "unipose": ({}, "pose", {"det": 54, "pose": 68}, {"size": 800, "objects": 50}, _ALL),
+    "grounding_dino": ({"remat": "none"}, "det", {"det": 80}, {"size": 800, "objects": 100}, _ALL),
+    "unipose": ({"remat": "none"}, "pose", {"det": 54, "pose": 68}, {"size": 800, "objects": 50}, _ALL),
     "stable_diffusion": (
         _PAINTER,
         "t2i",
