@@ -20,7 +20,7 @@ def _files(annotations: str, images: str, loader: str = "detection", **options: 
 
 
 # LVIS takes pictures of both of COCO's folders; their names come from its URLs ("train2017/...").
-_LVIS = {"masks": True, "clean_names": True}
+_LVIS: dict[str, Any] = {"masks": True, "clean_names": True}
 
 # Weights are the numbers of training pictures in thousands; the published mixture drew subsets of unknown
 # size.

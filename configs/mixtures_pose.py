@@ -64,7 +64,7 @@ POSE: dict[str, dict[str, Any]] = {
 }
 
 
-def _task(metric: str, dataset: str, *files: str, **options: Any) -> dict[str, Any]:
+def _task(metric: str, dataset: str, *files: Any, **options: Any) -> dict[str, Any]:
     return {**_TASK, "metrics": (metric,), "datasets": {dataset: _files(*files, **options, test=True)}}
 
 
