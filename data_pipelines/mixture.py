@@ -35,6 +35,7 @@ from absl import flags
 
 from data_pipelines import DATASETS
 from data_pipelines.collate import CollateSpec, TaskShape, blank_row, collate, make_row
+from data_pipelines.errors import DataError
 from data_pipelines.packing import pack
 from data_pipelines.skip import Reader, SkipBad
 from data_pipelines.tokenizer import Tokenizer
@@ -100,6 +101,11 @@ def make_dataset(
         for name, options in mixture[task]["datasets"].items():
             stream = f"{task}/{name}"
             source = open_source(name, options, spec=spec, seed=_seed(seed, stream))
+            if repeat and len(source) <= host:
+                raise DataError(
+                    f"{stream!r} has {len(source)} records for {hosts} hosts; host {host} gets none",
+                    remedy="leave it out of the mixture, or use fewer hosts",
+                )
             blanks = 0 if repeat else -len(source) % (hosts * groups * shape.rows)
             reader = Reader(source, make, blanks=blanks, blank=blank)
             rows = grain.MapDataset.range(len(reader))

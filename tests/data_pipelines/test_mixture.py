@@ -331,3 +331,11 @@ def test_records_draw_anew_in_every_epoch(tokenizer, monkeypatch, hosts, workers
         drawn += [text for element in elements for text in read(element, tokenizer)]
     assert Counter(text.split()[0] for text in drawn) == {str(i): 3 for i in range(8)}
     assert len(set(drawn)) == 24
+
+
+def test_a_host_without_records_is_named():
+    mixture = {"chat": {"rows": 1, "datasets": {"numbers": {"length": 3}}}}
+    options = {"tokenizer": load_tokenizer(TINY_TOKENIZER), "spec": SPEC, "groups": 1, "seed": 0, "hosts": 4}
+    make_dataset(mixture, **options, host=2)
+    with pytest.raises(DataError, match=r"'chat/numbers' has 3 records for 4 hosts; host 3 gets none.*fewer"):
+        make_dataset(mixture, **options, host=3)

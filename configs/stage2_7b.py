@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 2: conversation, perception, painting and editing in every update (paper table A13).
+
+    python -m launch.train --config configs/stage2_7b.py --workdir runs/stage2 \\
+        --config.data.root=DATA --config.data.tokenizer=VICUNA --config.init.weights=start2
+
+Hardware: written for a v5p-128 (64 chips); not run yet. The language model learns by adapters and its
+embeddings, at a tenth of the decoders' rate; of generation only the mapper learns. The paper's batch of 256
+is 32 groups of 8 rows; how often it drew which dataset was not published.
+
+`init.weights` is what `configs/start_7b.py:stage2` assembles: the trunk of stage 1 and public decoders.
+"""
+
+import ml_collections
+
+from configs import base, stage3_paint_7b
+from configs.mixtures import MIXTURES
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """What differs from `configs/base.py`."""
+    config, paint = base.get_config("7b"), stage3_paint_7b.get_config()
+    chat = MIXTURES["stage1_tune"]
+    config.steps = 87_600  # 22.42 M samples once
+    with config.ignore_type(), config.unlocked():
+        config.model.llm.lora.update(rank=32, alpha=64.0)
+        config.model.decoders = {
+            "grounding_dino": {"remat": "full"},
+            "unipose": {"remat": "full"},
+            **paint.model.decoders.to_dict(),
+        }
+        config.data.mixture = {
+            "chat": {**chat["chat"], "rows": 1},
+            "region": {**chat["region"], "rows": 1},
+            "det": MIXTURES["detection"]["det"],
+            "grd": {**MIXTURES["grounding"]["grd"], "rows": 1},
+            "seg": MIXTURES["grounding"]["seg"],
+            "pose": MIXTURES["pose"]["pose"],
+            **paint.data.mixture.to_dict(),
+        }
+    config.data.groups = 32
+    config.data.length = 4096
+    config.data.truncate = True
+    config.optimizer.groups = (
+        (r"^vision/", None),
+        (r"/lora/", 0.1),
+        (r"^llm/(embed|head)$", 0.1),
+        (r"^llm/", None),
+        (r"^(bridge|regions)/", 0.1),
+        (r"^decoders/\w+/(vae|text)/", None),
+        (r"^decoders/stable_diffusion/unet/", None),
+        (r"^decoders/\w+/mapper/(queries|encoder|decoder)", 0.1),
+        (r"^decoders/\w+/backbone/", 0.1),
+        (r"/offsets/", 0.1),  # of deformable attention
+        (r"^(queries|decoders)/", 1.0),
+    )
+    config.optimizer.peak = 1e-4
+    config.attention = "splash"
+    config.loss_chunk = 512
+    config.remat.llm = "full"
+    config.sharding.strategy = "fsdp_tp"  # 32 groups over 64 chips: two of them share a group
+    config.save_every = 2500
+    return config
