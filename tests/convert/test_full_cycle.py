@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small checkpoint in the official layout: converted, loaded, exported; and every way it can be damaged."""
 
+import errno
 import json
+import os
 import pathlib
+import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import ml_dtypes
@@ -20,7 +25,7 @@ from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.pretrained import from_pretrained
 from vllm2_jax.sharding.mesh import make_mesh
 from vllm2_jax.sharding.strategies import STRATEGIES
-from vllm2_jax.train import streaming
+from vllm2_jax.train import exporting, streaming
 from vllm2_jax.train.checkpoint import load_weights
 from vllm2_jax.train.exporting import Export, write_official
 from vllm2_jax.train.released import open_released, reopen
@@ -41,6 +46,7 @@ CONFIG = {
 }
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = "model.safetensors.index.json"
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +151,148 @@ def test_interrupted_run_leaves_nothing_and_can_be_repeated(tmp_path, tensors):
     streaming.write_orbax(released, tmp_path / "ours")
     with pytest.raises(ConversionError, match="exists"):
         streaming.write_orbax(released, tmp_path / "ours")
+
+
+def test_damage_and_misfits_are_one_list(tmp_path, tensors):
+    wrong = dict(tensors) | {f"vl_bridge.{i}.bias": np.zeros(3, np.float32) for i in (98, 99)}
+    del wrong["llm.lm_head.weight"]
+    folder = write(tmp_path / "official", wrong)
+    (folder / SHARDS[1]).write_bytes(b"x")
+    with pytest.raises(ConversionError) as error:
+        open_released(folder)
+    lines = str(error.value).splitlines()[1:]
+    assert any(line.startswith(f"  truncated: {SHARDS[1]}") for line in lines)
+    # What the broken shard holds is not said to be missing; the tensor that is in no shard is.
+    missing = [line for line in lines if line.startswith("  missing")]
+    assert len(missing) == 1 and "llm.lm_head.weight" in missing[0]
+    assert sum("unknown: vl_bridge.9" in line for line in lines) == 1  # one of the two can be seen
+
+
+@pytest.mark.parametrize(
+    "full", [OSError(errno.ENOSPC, "x"), ValueError(f"tensorstore: {os.strerror(errno.ENOSPC)}")]
+)
+def test_disk_that_fills_up(tmp_path, tensors, full):
+    released = open_released(write(tmp_path / "official", tensors))
+
+    def report(size: int) -> None:
+        raise full
+
+    with pytest.raises(ConversionError, match="is full"):
+        streaming.write_orbax(released, tmp_path / "ours", report=report)
+    streaming.write_orbax(released, tmp_path / "ours")
+    with pytest.raises(ConversionError, match="is full"):
+        write_official(Export.plan(tmp_path / "ours", released), tmp_path / "back", report=report)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["official", "ours"]
+
+
+PEFT = "llm.base_model.model."
+
+
+@pytest.fixture(scope="module")
+def adapted(tensors):
+    """The same checkpoint with adapters, in the names that peft 0.7 gives."""
+    rng = np.random.default_rng(1)
+    out = {}
+    for key, array in tensors.items():
+        if not key.startswith("llm."):
+            out[key] = array
+            continue
+        name = PEFT + key.removeprefix("llm.")
+        if re.search(r"\.(q|k|v|o|up|down)_proj\.", key):
+            stem = name.removesuffix(".weight")
+            name = f"{stem}.base_layer.weight"
+            for part, shape in (("A", (2, array.shape[1])), ("B", (array.shape[0], 2))):
+                values = rng.normal(size=shape).astype(ml_dtypes.bfloat16)
+                out[f"{stem}.lora_{part}.default.weight"] = values
+        out[name] = array
+    return out
+
+
+def test_adapters_keep_their_names_on_the_way(tmp_path, adapted):
+    released = open_released(write(tmp_path / "official", adapted))
+    assert released.config.llm.lora is not None and not released.config.llm.lora.adapts("gate")
+    streaming.write_orbax(released, tmp_path / "ours")
+    write_official(Export.plan(tmp_path / "ours", reopen(tmp_path / "ours")), tmp_path / "back")
+    back = checkpoint.open_checkpoint(tmp_path / "back")
+    assert back.keys() == adapted.keys()
+    for key, want in adapted.items():
+        np.testing.assert_array_equal(np.asarray(back[key]), want, key)
+
+
+def test_adapters_are_merged_in_either_direction(tmp_path, tensors, adapted):
+    released = open_released(write(tmp_path / "official", adapted))
+    streaming.write_orbax(released, tmp_path / "merged", merge_lora=True)
+    streaming.write_orbax(released, tmp_path / "apart")
+    first = Export.plan(tmp_path / "merged", reopen(tmp_path / "merged"))
+    second = Export.plan(tmp_path / "apart", reopen(tmp_path / "apart"), merge_lora=True)
+    one, other = ({entry.name: array for entry, array in way.tensors()} for way in (first, second))
+    assert one.keys() == other.keys() == tensors.keys()
+    for key, array in one.items():
+        np.testing.assert_array_equal(array, other[key], key)
+        stem = PEFT + key.removeprefix("llm.").removesuffix(".weight")
+        want = tensors[key].astype(np.float32)
+        if f"{stem}.lora_A.default.weight" in adapted:  # alpha is twice the rank
+            a, b = (adapted[f"{stem}.lora_{x}.default.weight"].astype(np.float32) for x in "AB")
+            want = want + 2 * b @ a
+            assert not np.array_equal(array, tensors[key])
+        np.testing.assert_allclose(array.astype(np.float32), want, rtol=1e-2, atol=1e-2, err_msg=key)
+    with pytest.raises(ConversionError, match="no adapters to merge"):
+        streaming.write_orbax(reopen(tmp_path / "merged"), tmp_path / "again", merge_lora=True)
+
+
+def test_large_leaves_go_layer_by_layer(tmp_path, tensors, monkeypatch):
+    for module in (streaming, exporting):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(streaming, "BATCH_BYTES", 1200)
+    released = open_released(write(tmp_path / "official", tensors))
+    pieces = []
+    streaming.write_orbax(released, tmp_path / "ours", report=pieces.append)
+    assert len(pieces) > len(released.plan.leaves) and sum(pieces) == released.size
+    for entry, array in Export.plan(tmp_path / "ours", released).tensors():
+        np.testing.assert_array_equal(array, tensors[entry.name], entry.name)
+
+
+def test_a_run_is_exported_like_the_weights_it_began_with(tmp_path, tensors):
+    released = open_released(write(tmp_path / "official", tensors))
+    streaming.write_orbax(released, tmp_path / "ours")
+    state = tmp_path / "ours" / "0"
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.move(state, tmp_path / "run" / "checkpoints" / "7")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "launch.convert", "--export", "--from", str(tmp_path / "run")),
+            *("--like", str(tmp_path / "ours"), "--to", str(tmp_path / "back")),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.open_checkpoint(tmp_path / "back").keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_repository_of_the_hub(tmp_path, tensors, monkeypatch, cached):
+    """Without a network: from the cache of earlier downloads, or an error that says what to do."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    strategy = STRATEGIES["single"]
+    mesh = make_mesh(strategy, jax.devices()[:1], {})
+    if not cached:
+        with pytest.raises(ConversionError, match="some/model is no folder, and the hub does not give it"):
+            VisionLLMv2.from_pretrained("some/model", mesh=mesh, strategy=strategy)
+        return
+    place, commit = tmp_path / "hub" / "models--some--model", "0" * 40
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    (place / "snapshots").mkdir()
+    write(place / "snapshots" / commit, tensors)
+    model = VisionLLMv2.from_pretrained("some/model", mesh=mesh, strategy=strategy, dtype="float32")
+    head = tensors["llm.lm_head.weight"].astype(np.float32)
+    np.testing.assert_array_equal(model.llm.head[...], head.T)
 
 
 def test_full_disk_is_seen_before_writing(tmp_path, tensors, monkeypatch):

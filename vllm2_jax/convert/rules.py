@@ -106,17 +106,17 @@ class Alias:
     Attributes:
       pattern: the other names, as in `Rule`.
       of: the name that the rule takes, with `{n}` for groups of `pattern`.
-      copies: values of the one group that `of` leaves out, if there is one.
+      copies: values of the one group that `of` leaves out, None if there is none.
 
     A checkpoint may hold any of the names (some writers drop shared tensors), but they must all be equal.
     """
 
     pattern: str
     of: str
-    copies: Iterable[int] = ()
+    copies: Iterable[int] | None = None
 
     def __post_init__(self):
-        if len(names.free_groups(self.pattern, self.of)) != bool(tuple(self.copies)):
+        if len(names.free_groups(self.pattern, self.of)) != (self.copies is not None):
             raise ValueError(f"{self}: `copies` belongs to the one group that `of` does not mention")
 
     def others(self, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -126,7 +126,7 @@ class Alias:
         for key in keys:
             if match := read.fullmatch(key):
                 groups = {int(name[1:]): text for name, text in match.groupdict().items()}
-                for copy in self.copies if free else [None]:
+                for copy in [None] if self.copies is None else self.copies:
                     yield names.name_of(self.pattern, groups | {group: str(copy) for group in free}), key
 
 

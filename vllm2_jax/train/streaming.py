@@ -70,15 +70,30 @@ class LazyLeaf:
         if not self.stacked or self.nbytes <= BATCH_BYTES:
             return [slice(None)]
         count = max(1, BATCH_BYTES * self.shape[0] // self.nbytes)
-        return [slice(first, first + count) for first in range(0, self.shape[0], count)]
+        starts = range(0, self.shape[0], count)
+        return [slice(first, min(first + count, self.shape[0])) for first in starts]
+
+    def held(self) -> "LazyLeaf":
+        """The leaf, read already."""
+        array = self.read(slice(None))
+        return dataclasses.replace(self, read=lambda rows: array[rows])
+
+    def told(self, report: Report) -> "LazyLeaf":
+        """The leaf, whose reading is reported."""
+
+        def read(rows: slice) -> np.ndarray:
+            array = self.read(rows)
+            report(array.size)
+            return array
+
+        return dataclasses.replace(self, read=read)
 
 
 class LazyHandler(ocp.type_handlers.NumpyHandler):
     """Writes `LazyLeaf`s as the arrays that they become: a large one in pieces, small ones together."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self) -> None:
         super().__init__(deepcopy_host_arrays=False)
-        self.report = report
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
         """Each batch is on the disk before the next one is read."""
@@ -90,7 +105,10 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
                 room -= values[last].nbytes
                 last += 1
             batch = slice(first, last)
-            await self._background_serialize(values[batch], infos[batch], args[batch])
+            # Read here, not where the writes of a batch run side by side: if reading fails, none is left.
+            large = len(values[first].pieces()) > 1
+            leaves = [value if large else value.held() for value in values[batch]]
+            await self._background_serialize(leaves, infos[batch], args[batch])
             first = last
         return []
 
@@ -100,7 +118,6 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
         for rows in value.pieces():
             array = value.read(rows)
             await store[rows].write(array, can_reference_source_data_indefinitely=True)
-            self.report(array.size)
 
 
 def _chunks(leaf: LazyLeaf) -> dict[str, Any]:
@@ -157,10 +174,10 @@ def write_orbax(
       target: must not exist.
       dtype: of all leaves; None keeps that of the official tensor.
       merge_lora: adapters are added to the kernels they belong to.
-      report: is told the elements of each leaf that was written.
+      report: is told the elements of each leaf, or piece of one, that was read.
 
     Raises:
-      ConversionError: the disk is too small, the target exists, or there are no adapters to merge.
+      ConversionError: the disk is too small or full, the target exists, or there are no adapters to merge.
     """
     result = without_adapters(released) if merge_lora else released
     leaves = lazy_leaves(released.plan, released.tensors, dtype)
@@ -212,7 +229,7 @@ def weights_folder(
     Args:
       target: must not exist; it appears when the block is done.
       leaves: by path.
-      report: is told the elements of each leaf that was written.
+      report: is told the elements of each leaf, or piece of one, that was read.
 
     Raises:
       ConversionError: the disk is too small or full, or the target exists.
@@ -223,9 +240,9 @@ def weights_folder(
         node = tree
         for name in path.split("/"):
             node = node.setdefault(name, {})
-        node["value"] = leaf
+        node["value"] = leaf.told(report)
     registry = ocp.type_handlers.create_type_handler_registry(
-        (LazyLeaf, LazyHandler(report)), (jax.Array, ocp.type_handlers.ArrayHandler())
+        (LazyLeaf, LazyHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
     with complete_or_nothing(target) as part:
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
