@@ -10,13 +10,15 @@ second trains everything but them and the text encoder, which stays as random as
 states tell captions apart, and that is what the alignment loss needs here.
 """
 
+from typing import Any
+
 import ml_collections
 
 from configs import base
 
 SIZE, CAPTION = 24, 28  # pixels of a picture's side, ids of a caption
 
-_DECODER = {
+_DECODER: dict[str, Any] = {
     "unet": {
         "channels_out": 8,
         "widths": (48, 96),
