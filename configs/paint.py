@@ -55,6 +55,7 @@ def get_config(stage: str = "") -> ml_collections.ConfigDict:
     config = base.get_config("tiny")
     with config.unlocked(), config.ignore_type():
         config.dtype = config.frozen_dtype = "float32"  # CPUs have no fast bfloat16
+        config.unroll = 2
         config.model.queries.generation = 8
         config.model.llm.update(width=96, depth=2, heads=4, kv_heads=4, mlp=256)
         config.model.decoders = {

@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     with config.unlocked(), config.ignore_type():
         config.steps = 3000
         config.dtype = "float32"  # CPUs have no fast bfloat16
+        config.unroll = 3
         config.model.vision.update(width=128, depth=2, mlp=384)
         config.model.vision_layer = -1
         config.model.llm.update(width=128, depth=3, heads=4, kv_heads=4, mlp=384)

@@ -30,8 +30,10 @@ def stored(loss: Callable[..., jax.Array], params: Any, *arguments: Any) -> dict
     for value in dict.fromkeys(out for out in outs if out in born):
         frames = born[value].source_info.traceback
         files = [frame.file_name for frame in frames.frames] if frames else []
-        shape = jax.ShapeDtypeStruct(value.aval.shape, value.aval.dtype)
-        found.setdefault(part_of_files(reversed(files)), []).append(shape)
+        aval = value.aval
+        if isinstance(aval, jax.core.ShapedArray):  # tokens of effects take no memory
+            shape = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+            found.setdefault(part_of_files(reversed(files)), []).append(shape)
     for shapes in found.values():
         shapes.sort(key=lambda x: -x.size * x.dtype.itemsize)
     return found
