@@ -9,15 +9,17 @@ Reads and writes one leaf at a time; a target is there complete or not at all. E
 misfits if checkpoint and model do not fit.
 """
 
+import json
 import pathlib
 import sys
 
 from absl import app, flags
 from tqdm import tqdm
 
+from launch.released import run_config
 from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.train.exporting import Export, write_official
-from vllm2_jax.train.released import open_released, reopen
+from vllm2_jax.train.released import open_released, reopen, without_adapters
 from vllm2_jax.train.streaming import write_orbax
 
 _FROM = flags.DEFINE_string("from", None, "Folder to read.", required=True)
@@ -48,7 +50,16 @@ def main(argv: list[str]) -> None:
             else:
                 released = open_released(source, _COMPONENTS.value)
                 bar.reset(released.size)
-                write_orbax(released, target, dtype=_DTYPE.value, merge_lora=_MERGE.value, report=bar.update)
+                result = without_adapters(released) if _MERGE.value else released
+                config = run_config(result.config, tokenizer=str(target.absolute()))
+                write_orbax(
+                    released,
+                    target,
+                    dtype=_DTYPE.value,
+                    merge_lora=_MERGE.value,
+                    report=bar.update,
+                    run_config=json.loads(config.to_json_best_effort()),
+                )
         except (ConversionError, FileNotFoundError) as error:
             bar.close()
             print(f"launch.convert: {error}", file=sys.stderr)

@@ -127,7 +127,7 @@ def answer(
     images = [tiling(picture) for picture in whole]
     masks = boxes(regions, size)
     tiles = sum(len(image) for image in images)
-    model = load_weights(workdir / "checkpoints", random_model(run.plan))
+    model = load_weights(workdir, random_model(run.plan))
     settings = dataclasses.replace(settings, rows=1, tiles=tiles, regions=len(masks), states=True)
     answerer = Answerer(run, settings)
     brush = Brush(run, sampling or {}, settings.seed)
@@ -165,7 +165,8 @@ def saved_run(workdir: pathlib.Path, strategy: str) -> Run:
 
 def saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     """The config in the newest checkpoint of a run."""
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    folder = workdir / "checkpoints"
+    with Checkpoints(folder if folder.is_dir() else workdir) as checkpoints:  # converted weights: itself
         return ml_collections.ConfigDict(checkpoints.config())
 
 

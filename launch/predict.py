@@ -125,7 +125,7 @@ def main() -> int:
         asked = Asked(args.task, (args.phrase,) if args.phrase else args.classes, args.keypoints)
         run, mixture = saved_run(args.workdir, args.strategy), saved_config(args.workdir).data.mixture
         capacities = capacities_of(mixture.to_dict(), TASKS[args.task].decoder)
-        model = load_weights(args.workdir / "checkpoints", random_model(run.plan))
+        model = load_weights(args.workdir, random_model(run.plan))
         picture = load_image(args.image)
         seen, asked = predict(
             run, model, picture, asked, capacities, generated=args.generate, max_tiles=args.max_tiles

@@ -14,8 +14,15 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
+from data_pipelines.tokenizer import load_tokenizer
+from data_pipelines.train_tokenizer import TINY_TOKENIZER
+from launch import build
+from launch.generate import saved_config
+from launch.released import run_config
+from tests import fake_checkpoint
 from vllm2_jax.convert import checkpoint, visionllmv2
 from vllm2_jax.convert.official import model_config
 from vllm2_jax.convert.rules import ConversionError
@@ -270,6 +277,22 @@ def test_a_run_is_exported_like_the_weights_it_began_with(tmp_path, tensors):
     )
     assert done.returncode == 0, done.stderr
     assert checkpoint.open_checkpoint(tmp_path / "back").keys() == tensors.keys()
+
+
+def test_converted_weights_can_be_asked_like_a_run(tmp_path, tensors):
+    released = open_released(write(tmp_path / "official", tensors))
+    config = run_config(released.config)
+    stored = json.loads(config.to_json_best_effort())
+    streaming.write_orbax(released, tmp_path / "ours", run_config=stored)
+    assert saved_config(tmp_path / "ours").to_dict() == stored
+    assert reopen(tmp_path / "ours").config == released.config
+
+
+def test_every_size_of_a_model_comes_back_from_its_config():
+    listed = fake_checkpoint.small()
+    sizes = model_config(fake_checkpoint.CONFIG_SMALL, {name: shape for name, (shape, _) in listed.items()})
+    config = json.loads(run_config(sizes).to_json_best_effort())
+    assert build.model_config(ConfigDict(config), load_tokenizer(TINY_TOKENIZER)) == sizes
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -166,6 +166,7 @@ def write_orbax(
     dtype: str | None = None,
     merge_lora: bool = False,
     report: Report = lambda size: None,
+    run_config: Mapping[str, Any] | None = None,
 ) -> None:
     """Official tensors become a folder of weights, with config, tokenizer and official names beside them.
 
@@ -175,6 +176,8 @@ def write_orbax(
       dtype: of all leaves; None keeps that of the official tensor.
       merge_lora: adapters are added to the kernels they belong to.
       report: is told the elements of each leaf, or piece of one, that was read.
+      run_config: config of a run with this model, JSON-like, stored where a run has it: the folder can then
+        be asked like a run's workdir.
 
     Raises:
       ConversionError: the disk is too small or full, the target exists, or there are no adapters to merge.
@@ -188,6 +191,9 @@ def write_orbax(
     with weights_folder(pathlib.Path(target).absolute(), leaves, report) as part:
         (part / NAMES).write_text(json.dumps(shapes) + "\n")
         copy_beside(released.folder, part)
+        if run_config is not None:
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+                writer.save(part / "0" / "config", args=ocp.args.JsonSave(dict(run_config)))
 
 
 def lazy_leaves(
