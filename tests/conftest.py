@@ -2,6 +2,7 @@
 """Eight virtual CPU devices for every test; compiled fast; must be set before jax is imported."""
 
 import os
+import resource
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # With libtpu installed, jax asks the metadata server of a cloud machine for TPUs; there is none.
@@ -12,3 +13,16 @@ os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 # compiles in 4 s instead of 25, its train step in 7 instead of 27.
 DEVICES = "--xla_force_host_platform_device_count"
 os.environ["XLA_FLAGS"] = f"{DEVICES}=8 --xla_backend_optimization_level=0"
+
+import jax  # noqa: E402 (reads the environment above)
+import pytest  # noqa: E402
+
+_MEMORY = 3 * 2**30  # bytes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs pile up to several GiB a worker; no module runs those of another."""
+    yield
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > _MEMORY:
+        jax.clear_caches()
