@@ -7,9 +7,13 @@ from typing import Any
 import ml_collections
 
 from configs import base
+from configs.mixtures import MIXTURES
 from vllm2_jax.llm.lora import LoRAConfig
 from vllm2_jax.model import ModelConfig
 from vllm2_jax.vision import VISION
+
+# Decoder -> the mixture that says how large its pictures are, and how many objects they may have.
+ASKED = {"grounding_dino": "detection", "unipose": "pose"}
 
 
 def run_config(model: ModelConfig, tokenizer: str = "") -> ml_collections.ConfigDict:
@@ -36,8 +40,11 @@ def run_config(model: ModelConfig, tokenizer: str = "") -> ml_collections.Config
             name: _without(dataclasses.asdict(part), "dtype") for name, part in model.decoders.items()
         },
     }
+    asked = [MIXTURES[name] for decoder, name in ASKED.items() if decoder in model.decoders]
     with config.unlocked(), config.ignore_type():
         config.model = sizes
+        if asked:
+            config.data.mixture = {task: fields for mixture in asked for task, fields in mixture.items()}
     return config
 
 
