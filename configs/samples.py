@@ -24,7 +24,7 @@ from configs import demo
 from configs.groups import GROUPS
 from configs.sizes import TINY_DECODERS
 
-_SIZE = 256  # longest side of the decoders' pictures: the smallest person is 7 x 13 pixels there
+_SIZE = 192  # longest side of the decoders' pictures: the smallest person is 5 x 10 pixels there
 
 
 def _people(**options: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ _DECODERS: dict[str, dict[str, Any]] = {
     "pose": {"unipose": {**TINY_DECODERS["unipose"], "instances": 8}},  # five people on one photo
 }
 # Updates, columns of a row, learning rate.
-_RUNS = {"chat": (400, 192, 1e-3), "det": (1500, 112, 8e-4), "pose": (1500, 384, 8e-4)}
+_RUNS = {"chat": (400, 192, 1e-3), "det": (800, 112, 8e-4), "pose": (1500, 384, 8e-4)}
 
 
 def get_config(parts: str = "") -> ml_collections.ConfigDict:

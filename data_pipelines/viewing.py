@@ -3,7 +3,7 @@
 
 In training the decoder sees a random view (`augment`), the tower the whole picture, mirrored where the view
 is. The official code leaves the tower's picture as it is while it mirrors the decoder's and swaps "left" and
-"right" in the text. In tests both see the whole picture.
+"right" in the text. In tests, and where `augment` is off, both see the whole picture.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from data_pipelines.augment import LONGEST, Annotated, augment, fit
+from data_pipelines import augment as views
+from data_pipelines.augment import LONGEST, Annotated, fit
 from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.images import Mode, Tiling, load_image
@@ -34,6 +35,7 @@ class Viewing:
       counts: queries of a link; those of the model.
       seed: of everything that is drawn, together with the index of the record.
       test: nothing is drawn: the whole picture, the first wording.
+      augment: whether views are random; without, training sees what tests see.
     """
 
     tiling: Tiling
@@ -41,6 +43,7 @@ class Viewing:
     counts: QueryCounts
     seed: int
     test: bool
+    augment: bool = True
 
     def rng(self, index: int) -> np.random.Generator | None:
         """Draws for record `index`; None in tests, where `templates.pick` takes the first wording."""
@@ -55,7 +58,7 @@ class Viewing:
         flips: float = 0.5,
         swap: Sequence[int] | None = None,
     ) -> Annotated:
-        """The decoder's view: random, or the whole picture without `rng`.
+        """The decoder's view: random, or the whole picture without `rng` or `augment`.
 
         Args:
           whole: the picture and its objects.
@@ -64,9 +67,9 @@ class Viewing:
           flips: chance of a mirrored one.
           swap: which keypoint takes whose place there.
         """
-        if rng is None:
+        if rng is None or not self.augment:
             return fit(whole, self.size)
-        return augment(whole, rng, size=self.size, flips=flips, swap=swap, keep_one=keep_one)
+        return views.augment(whole, rng, size=self.size, flips=flips, swap=swap, keep_one=keep_one)
 
     def tiles(self, image: UInt8[np.ndarray, "h w 3"], view: Annotated) -> UInt8[np.ndarray, "T S S 3"]:
         """The tower's tiles of the whole picture, mirrored where the decoder's view is."""
@@ -82,6 +85,7 @@ def make_viewing(
     counts: QueryCounts,
     seed: int,
     test: bool,
+    augment: bool = True,
     regions: bool = False,
 ) -> Viewing:
     """From the options that loaders of pictures with objects have in common.
@@ -91,10 +95,12 @@ def make_viewing(
       image_mode, max_tiles: see `Tiling`.
       decoder_size: longest side of the decoder's picture in pixels; all sizes of the recipe go with it.
       counts, seed, test: see `Viewing`.
+      augment: False shows training the whole picture, never mirrored, to learn a few by heart; what a
+        question asks for and its wording are drawn nevertheless.
       regions: whether there are regions, which fit "anyres" and "stretch" only.
     """
     tiling = Tiling(image_mode, tile_size, max_tiles)
-    return Viewing(tiling.for_regions if regions else tiling, decoder_size, counts, seed, test)
+    return Viewing(tiling.for_regions if regions else tiling, decoder_size, counts, seed, test, augment)
 
 
 def read_picture(path: pathlib.Path, *, record: str, field: str) -> UInt8[np.ndarray, "h w 3"]:

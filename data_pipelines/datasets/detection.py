@@ -268,6 +268,7 @@ def load(
     image_mode: Mode = "anyres",
     max_tiles: int = 4,
     decoder_size: int = LONGEST,
+    augment: bool = True,
     counts: QueryCounts = QueryCounts(),  # noqa: B008 (frozen)
     templates: str | None = None,
     seed: int = 0,
@@ -289,6 +290,7 @@ def load(
         stripped and in lower case anyway.
       image_mode, max_tiles: see `data_pipelines.images.Tiling`.
       decoder_size: longest side of the decoder's picture in pixels.
+      augment: random views in training, see `viewing.make_viewing`.
       counts: queries of a link; must be those of the model.
       templates: JSON file with wordings of one's own (keys "detection" and "detected").
       seed: of view, classes and wording, together with the index.
@@ -315,6 +317,7 @@ def load(
         image_mode=image_mode,
         max_tiles=max_tiles,
         decoder_size=decoder_size,
+        augment=augment,
         counts=counts,
         seed=seed,
         test=test,

@@ -32,13 +32,15 @@ _ALL_POINTS = 0.5
 class KeypointSource:
     """Random access to pictures; the objects with a labelled keypoint are what a question asks about.
 
-    `classes` gives each category id the name that questions use.
+    `classes` gives each category id the name that questions use; file names begin with `prefix`, which the
+    folder does not have.
     """
 
     coco: CocoFile
     classes: dict[int, str]
     image_ids: list[int]
     image_root: pathlib.Path
+    prefix: str
     viewing: Viewing
     points: KeypointSet
     flips: float
@@ -57,7 +59,9 @@ class KeypointSource:
         """
         image_id, rng, counts = self.image_ids[index], self.viewing.rng(index), self.viewing.counts
         record, name = f"image {image_id}", self.coco.images[image_id]["file_name"]
-        image = read_picture(self.image_root / name, record=record, field="file_name")
+        image = read_picture(
+            self.image_root / name.removeprefix(self.prefix), record=record, field="file_name"
+        )
         self.coco.check_size(image_id, image)
         objects = [a for a in self.coco.annotations[image_id] if labelled(a)]
         mirror = self.points.mirror
@@ -164,10 +168,13 @@ def load(
     annotations: str,
     image_root: str,
     tile_size: int,
+    prefix: str = "",
     keypoints: str = "coco",
+    every_class: bool = True,
     image_mode: Mode = "anyres",
     max_tiles: int = 4,
     decoder_size: int = LONGEST,
+    augment: bool = True,
     flips: float = 0.5,
     counts: QueryCounts = QueryCounts(),  # noqa: B008 (frozen)
     templates: str | None = None,
@@ -180,9 +187,13 @@ def load(
       annotations: the file.
       image_root: folder of the pictures.
       tile_size: side of a tile in pixels.
+      prefix: what the file names begin with and the folder does not have ("HumanArt/images/").
       keypoints: a key of `keypoint_sets.SETS`, or "file": names from the categories, which have to agree.
+      every_class: False leaves out the classes that no object of the file has: a few pictures of AP-10K list
+        all of its 54.
       image_mode, max_tiles: see `data_pipelines.images.Tiling`.
       decoder_size: longest side of the decoder's picture, pixels; the task's `capacities.size` or less.
+      augment: random views in training, see `viewing.make_viewing`.
       flips: chance of a mirrored picture in training, for lists whose mirror image is known.
       counts: queries of a link; must be those of the model.
       templates: JSON file with wordings of one's own (keys "pose", "posed").
@@ -205,21 +216,27 @@ def load(
             field="keypoints",
             remedy="take the file of keypoints, such as person_keypoints_train2017.json",
         )
-    names = distinct(list(coco.categories.values()))
+    names = dict(zip(coco.categories, distinct(list(coco.categories.values())), strict=True))
+    if not every_class:
+        used = {a.get("category_id") for group in coco.annotations.values() for a in group}
+        used |= {a.get("category_id") for group in coco.crowds.values() for a in group}
+        names = {category: name for category, name in names.items() if category in used}
     viewing = make_viewing(
         tile_size=tile_size,
         image_mode=image_mode,
         max_tiles=max_tiles,
         decoder_size=decoder_size,
+        augment=augment,
         counts=counts,
         seed=seed,
         test=test,
     )
     return KeypointSource(
         coco,
-        dict(zip(coco.categories, names, strict=True)),
+        names,
         image_ids,
         pathlib.Path(image_root),
+        prefix,
         viewing,
         points,
         flips,

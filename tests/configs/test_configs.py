@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import pytest
 
-from configs import base
+from configs import base, samples
 from configs.groups import GROUPS
 from configs.mixtures import HELDOUT, MIXTURES
 from configs.sizes import MODELS
@@ -129,6 +129,27 @@ def test_held_out_sets_fit_their_loaders(name):
             load = DATASETS[options.get("loader", dataset)]
             given = {key: value for key, value in options.items() if key not in ("loader", "weight")}
             inspect.signature(load).bind(tile_size=1, **given)
+
+
+@pytest.mark.parametrize("parts", ["chat", "det", "pose", "chat+det+pose"])
+def test_parts_of_the_samples(parts):
+    config = samples.get_config(parts)
+    assert flat(config) == flat(base.get_config())
+    mixture, evaluated = config.data.mixture.to_dict(), config.eval.tasks.to_dict()
+    task_shapes(mixture)
+    for entry in evaluated.values():
+        if entry.get("decoder"):
+            assert set(entry["metrics"]) <= set(EVALS)
+            task_shape(entry)
+    for task in [*mixture.values(), *evaluated.values()]:
+        for dataset, options in task["datasets"].items():
+            load = DATASETS[options.get("loader", dataset)]
+            given = {key: value for key, value in options.items() if key not in ("loader", "weight")}
+            inspect.signature(load).bind(tile_size=1, **given)
+    decoders = {task["decoder"] for task in mixture.values() if "decoder" in task}
+    assert decoders == set(config.model.decoders)
+    with pytest.raises(ValueError, match="there are chat, det, pose"):
+        samples.get_config(parts + "+sing")
 
 
 @pytest.mark.parametrize("size", MODELS)

@@ -44,6 +44,18 @@ def asked(example) -> list[str]:
     return names
 
 
+def test_without_random_views_training_sees_the_whole_picture(folder):
+    whole = source(folder, HORSE, DOG, test=True)[0].targets["grounding_dino"]["image"]
+    for seed in range(10):
+        example = source(folder, HORSE, DOG, masks=True, augment=False, seed=seed)[0]
+        names, targets = asked(example), example.targets["grounding_dino"]
+        np.testing.assert_array_equal(targets["image"], whole)
+        for label, box in zip(targets["labels"], targets["boxes"], strict=True):
+            x0, y0, x1, y1 = BOXES[names[label]]
+            true = [(x0 + x1) / 2 / WIDTH, (y0 + y1) / 2 / HEIGHT, (x1 - x0) / WIDTH, (y1 - y0) / HEIGHT]
+            np.testing.assert_allclose(box, true, rtol=1e-6)
+
+
 def test_objects_keep_their_masks_boxes_and_links(folder):
     checked = 0
     for seed in range(30):

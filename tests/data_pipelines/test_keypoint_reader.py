@@ -112,6 +112,32 @@ def test_points_keep_their_names_in_random_views(opened):
     assert 8 < flipped < 32 and 4 < cropped < 36
 
 
+def test_without_random_views_training_sees_what_tests_see(opened):
+    tested = targets_of(opened(content(person()), test=True)[0])
+    for seed in range(10):
+        targets = targets_of(opened(content(person()), seed=seed, augment=False, flips=1.0)[0])
+        np.testing.assert_array_equal(targets["image"], tested["image"])
+        np.testing.assert_array_equal(targets["boxes"], tested["boxes"])
+        ids = targets["keypoint_ids"]
+        np.testing.assert_array_equal(targets["keypoints"], tested["keypoints"][:, ids])
+
+
+def test_a_folder_that_lacks_the_beginning_of_the_file_names(opened):
+    file = content(person())
+    file["images"][0]["file_name"] = "Set/images/a.png"
+    with pytest.raises(DataError, match=r"Set/images/a\.png"):
+        opened(file, test=True)[0]
+    assert opened(file, test=True, prefix="Set/images/")[0].meta["image_id"] == 1
+
+
+def test_classes_that_no_object_has_can_be_left_out(opened):
+    file = content(person(category_id=2))
+    file["categories"] = [{"id": i, "name": name} for i, name in enumerate(("bat", "bear", "cat"), start=1)]
+    assert opened(file, test=True)[0].meta["classes"] == ["bat", "bear", "cat"]
+    few = opened(file, test=True, every_class=False)[0]
+    assert few.meta["classes"] == ["bear"] and few.meta["truth"]["labels"] == ["bear"]
+
+
 def test_how_many_keypoints_training_asks_for(opened):
     source = opened(content(*[person(image_id=i + 1, id=i) for i in range(120)], images=120))
     counts = [len(targets_of(source[i])["keypoint_ids"]) for i in range(120)]
