@@ -10,7 +10,7 @@ misfits if a part does not fit the model.
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
@@ -20,11 +20,6 @@ from launch.build import Config, model_config
 from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.train.assemble import Assembled, assemble
 from vllm2_jax.train.streaming import weights_folder
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config().")
-_ROOT = flags.DEFINE_string("root", ".", "Folder that the folders in config.parts are relative to.")
-_TO = flags.DEFINE_string("to", None, "Folder to write; must not exist.", required=True)
-_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of all leaves; default: as stored.")
 
 
 def open_parts(config: Config, root: str, dtype: str | None = None) -> Assembled:
@@ -40,17 +35,28 @@ def main(argv: list[str]) -> None:
     """Reads the flags and assembles."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; config keys are set as --config.key=value")
+    # Orbax tells at length what it does; its warnings stay.
+    logging.get_absl_handler().addFilter(lambda line: line.levelno > 20 or "orbax" not in line.pathname)
     try:
-        made = open_parts(_CONFIG.value, _ROOT.value, _DTYPE.value)
+        made = open_parts(flags.FLAGS.config, flags.FLAGS.root, flags.FLAGS.dtype)
         total = sum(leaf.size for leaf in made.leaves.values())
         with tqdm(total=total, unit=" parameters", unit_scale=True) as bar:
-            with weights_folder(pathlib.Path(_TO.value).absolute(), made.leaves, bar.update):
+            with weights_folder(pathlib.Path(flags.FLAGS.to).absolute(), made.leaves, bar.update):
                 pass
     except (ConversionError, ValueError) as error:
         print(f"launch.assemble: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"train with --config.init.weights={_TO.value} --config.init.fresh='{made.fresh_pattern()}'")
+    print(f"train with --config.init.weights={flags.FLAGS.to} --config.init.fresh='{made.fresh_pattern()}'")
+
+
+def define_flags() -> None:
+    """Not when imported: other programs have flags of the same names."""
+    config_flags.DEFINE_config_file("config", None, "A file with get_config().")
+    flags.DEFINE_string("root", ".", "Folder that the folders in config.parts are relative to.")
+    flags.DEFINE_string("to", None, "Folder to write; must not exist.", required=True)
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of all leaves; default: as stored.")
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

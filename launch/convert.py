@@ -13,7 +13,7 @@ import json
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from tqdm import tqdm
 
 from launch.released import run_config
@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
     """Reads the flags and converts."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    # Orbax tells at length what it does; its warnings stay.
+    logging.get_absl_handler().addFilter(lambda line: line.levelno > 20 or "orbax" not in line.pathname)
     if _LIKE.value and not _EXPORT.value:
         raise app.UsageError("--like belongs to --export")
     if _EXPORT.value and (_DTYPE.value or _COMPONENTS.value):

@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from configs import base
+from configs.groups import GROUPS
 from configs.mixtures import MIXTURES
 from vllm2_jax.llm.lora import LoRAConfig
 from vllm2_jax.model import ModelConfig
@@ -43,6 +44,7 @@ def run_config(model: ModelConfig, tokenizer: str = "") -> ml_collections.Config
     asked = [MIXTURES[name] for decoder, name in ASKED.items() if decoder in model.decoders]
     with config.unlocked(), config.ignore_type():
         config.model = sizes
+        config.optimizer.groups = GROUPS["all_links"]  # fits every model
         if asked:
             config.data.mixture = {task: fields for mixture in asked for task, fields in mixture.items()}
     return config
