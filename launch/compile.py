@@ -42,17 +42,6 @@ from launch.compile_report import Report, analyse, check_state, explain, facts, 
 from vllm2_jax.sharding.chips import chip_of, find_chip
 from vllm2_jax.sharding.report import readable
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "As for launch.train; --config.key=value sets a key."
-)
-_TOPOLOGY = flags.DEFINE_string("topology", "", "Slice to compile for; '': that of the config.")
-_TASKS = flags.DEFINE_list("tasks", [], "Tasks of the mixture that the batch has; all if not given.")
-_CHIP = flags.DEFINE_string("chip", "", "Chip whose speed a CPU topology is judged by: v4, v5e, v5p, v6e.")
-_OUT = flags.DEFINE_string("out", "", "Writes OUT.md and OUT.json.")
-_TEXT = flags.DEFINE_string("text", "", "Writes the compiled program as the compiler prints it.")
-_EXPLAIN = flags.DEFINE_bool("explain", False, "Also says which parts of the model cost most.")
-_SWEEP = flags.DEFINE_multi_string("sweep", [], "key=value|value|...: compiles all combinations, ranks them.")
-
 
 def compile_report(
     config: ml_collections.ConfigDict, *, chip: str = "", text: str = ""
@@ -180,31 +169,31 @@ def main(argv: list[str]) -> None:
     """Reads the flags and compiles."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; config keys are set as --config.key=value")
-    config = _CONFIG.value
+    config = flags.FLAGS.config
     try:
-        if _TOPOLOGY.value:
-            config.sharding.devices = _TOPOLOGY.value
-        if _TASKS.value:
-            choose_tasks(config, _TASKS.value)
-        if _SWEEP.value:
-            ranking = sweep(config, _SWEEP.value, chip=_CHIP.value)
+        if flags.FLAGS.topology:
+            config.sharding.devices = flags.FLAGS.topology
+        if flags.FLAGS.tasks:
+            choose_tasks(config, flags.FLAGS.tasks)
+        if flags.FLAGS.sweep:
+            ranking = sweep(config, flags.FLAGS.sweep, chip=flags.FLAGS.chip)
             text = "\n".join(_line(*entry) for entry in ranking) + "\n"
             data: Any = {
                 name: found if isinstance(found, str) else found.to_json() for name, found in ranking
             }
             fits = any(isinstance(found, Report) and found.memory is not None for _, found in ranking)
         else:
-            report, run = compile_report(config, chip=_CHIP.value, text=_TEXT.value)
+            report, run = compile_report(config, chip=flags.FLAGS.chip, text=flags.FLAGS.text)
             text, data, fits = markdown(report), report.to_json(), report.memory is not None
-            if _EXPLAIN.value:
+            if flags.FLAGS.explain:
                 text += "\n" + explain(run, report, activations(run, abstract_batch(config, run)))
             print(f"lowered in {report.lower_seconds:.1f} s, compiled in {report.compile_seconds:.1f} s")
     except ValueError as error:
         print(f"launch.compile: {error}", file=sys.stderr)
         sys.exit(2)
     print(text)
-    if _OUT.value:
-        out = pathlib.Path(_OUT.value)
+    if flags.FLAGS.out:
+        out = pathlib.Path(flags.FLAGS.out)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.with_name(out.name + ".md").write_text(text)
         out.with_name(out.name + ".json").write_text(json.dumps(data, indent=1, default=str) + "\n")
@@ -226,6 +215,19 @@ def choose_tasks(config: ml_collections.ConfigDict, tasks: list[str]) -> None:
             del mixture[task]
 
 
+def define_flags() -> None:
+    """Not when imported: other programs have flags of the same names."""
+    config_flags.DEFINE_config_file("config", None, "As for launch.train; --config.key=value sets a key.")
+    flags.DEFINE_string("topology", "", "Slice to compile for; '': that of the config.")
+    flags.DEFINE_list("tasks", [], "Tasks of the mixture that the batch has; all if not given.")
+    flags.DEFINE_string("chip", "", "Chip whose speed a CPU topology is judged by: v4, v5e, v5p, v6e.")
+    flags.DEFINE_string("out", "", "Writes OUT.md and OUT.json.")
+    flags.DEFINE_string("text", "", "Writes the compiled program as the compiler prints it.")
+    flags.DEFINE_bool("explain", False, "Also says which parts of the model cost most.")
+    flags.DEFINE_multi_string("sweep", [], "key=value|value|...: compiles all combinations, ranks them.")
+
+
 if __name__ == "__main__":
+    define_flags()
     flags.mark_flag_as_required("config")
     app.run(main)

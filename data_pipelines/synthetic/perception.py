@@ -34,8 +34,7 @@ def detect(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Se
     seen = _seen(scene, view, settings)
     kinds = np.array([thing.kind for thing in scene.things])
     classes = _classes(set(kinds), rng)
-    asked = np.isin(kinds, classes)
-    targets = _objects(seen, seen.masks[asked], np.array([classes.index(kind) for kind in kinds[asked]]))
+    targets = _objects(seen, seen.masks, np.array([classes.index(kind) for kind in kinds]))
     return _built("det", rng, settings, [", ".join(classes)], [(classes, "det")], targets)
 
 
@@ -56,8 +55,8 @@ def segment(scene: Scene, view: Rendering, rng: np.random.Generator, settings: S
     """One mask for each class that is there: the union of its things."""
     seen = _seen(scene, view, settings)
     kinds = np.array([thing.kind for thing in scene.things])
+    present = sorted(set(kinds))
     classes = _classes(set(kinds), rng)
-    present = sorted(set(kinds) & set(classes))
     masks = np.stack([seen.masks[kinds == kind].any(0) for kind in present])
     targets = _objects(seen, masks, np.array([classes.index(kind) for kind in present]))
     return _built("seg", rng, settings, [", ".join(classes)], [(classes, "seg")], targets)
@@ -90,17 +89,13 @@ def _seen(scene: Scene, view: Rendering, settings: Settings) -> Rendering:
 
 
 def _classes(present: set[str], rng: np.random.Generator) -> list[str]:
-    """Class names to ask for, shuffled: half the time all, else any number of them, one of which is there.
-
-    Questions about few classes are where a model finds out that names mean something at all: among eight
-    names and nothing learnt yet, neither the links nor the cells have a reason to tell kinds apart.
-    """
+    """Class names to ask for, shuffled: half the time all, else what is there and some that are not."""
+    absent = [kind for kind in KINDS if kind not in present]
     if rng.random() < 0.5:
-        return [str(kind) for kind in rng.permutation(KINDS)]
-    first = rng.choice(sorted(present))
-    others = rng.permutation([kind for kind in KINDS if kind != first])
-    chosen = [first, *others[: int(rng.integers(len(KINDS)))]]
-    return [str(kind) for kind in rng.permutation(chosen)]
+        chosen = [*present, *absent]
+    else:
+        chosen = [*present, *rng.permutation(absent)[: int(rng.integers(0, len(absent) + 1))]]
+    return [str(kind) for kind in rng.permutation(sorted(chosen))]
 
 
 def _objects(view: Rendering, masks: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
