@@ -6,6 +6,8 @@ VENV := .venv
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1
 PY := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(MALLOC) $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# A test worker takes up to 4 GiB.
+JOBS ?= $(shell n=$$(nproc); [ $$n -lt 4 ] && echo $$n || echo 4)
 
 .PHONY: demo test test-slow test-full lint format golden clean help
 
@@ -23,7 +25,7 @@ demo: $(STAMP)  ## train the tiny model on synthetic scenes, evaluate, write run
 	$(PY) -m launch.evaluate --config configs/demo.py --workdir runs/demo --require exact_match=0.8
 
 test: $(STAMP)  ## the whole suite: no network, no accelerator, under 15 minutes on 2 cores
-	$(PY) -m pytest -n 2 -m 'not slow' tests
+	$(PY) -m pytest -n $(JOBS) -m 'not slow' tests
 
 test-slow: $(STAMP)  ## what the suite leaves out
 	$(PY) -m pytest -m slow tests
