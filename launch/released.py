@@ -27,6 +27,7 @@ def run_config(model: ModelConfig, tokenizer: str = "") -> ml_collections.Config
     config = base.get_config("7b")
     config.dtype = model.dtype
     config.data.tokenizer = tokenizer
+    config.data.length = model.llm.rope.max_positions
     vision, regions, llm = (dataclasses.asdict(part) for part in (model.vision, model.regions, model.llm))
     kinds = {cls: kind for kind, (cls, _) in VISION.items()}
     adapters = dataclasses.asdict(model.llm.lora or dataclasses.replace(LoRAConfig(), rank=0))
