@@ -5,8 +5,8 @@ v2-Chat.
     python -m launch.train --config configs/stage1_tune_7b.py --workdir runs/stage1_tune \\
         --config.data.root=DATA --config.data.tokenizer=VICUNA --config.init.weights=runs/stage1_pretrain
 
-Hardware: compiled for 64 chips of v5p (docs/compile/README.md), not run yet. The 128 groups split over at most
-128 chips; on more, set `sharding.strategy=fsdp_tp`. 12,500 steps of 1,024 rows are the 12.81 M samples of
+Hardware: compiled for 64 chips of v5p (docs/compile/README.md), not run yet. Its 128 groups split over at
+most 128 chips; on more, set `sharding.strategy=fsdp_tp`. 12,500 steps of 1,024 rows are the 12.81 M samples of
 the paper once. Columns and checkpointing follow the flags left in the official evaluation scripts.
 """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The released 7B at full size, in and out: written with random values, converted, exported and compared.
 
-    python -m tests.full_size --folder /tmp/full        # needs 45 GB of disk; what it writes is removed again
+    python -m tests.full_size --folder FOLDER        # needs 45 GB of disk; what it writes is removed again
 
 The export streams into the comparison, which takes each wanted value from the seed and not from the file that
 was converted. Prints time and peak resident memory of each step; exits with 1 if a tensor differs in a bit or
