@@ -24,7 +24,7 @@ demo: $(STAMP)  ## train the tiny model on synthetic scenes, evaluate, write run
 	$(PY) -m launch.train --config configs/demo.py --workdir runs/demo
 	$(PY) -m launch.evaluate --config configs/demo.py --workdir runs/demo --require exact_match=0.8
 
-test: $(STAMP)  ## the whole suite: no network, no accelerator, under 15 minutes on 2 cores
+test: $(STAMP)  ## the whole suite: no network, no accelerator
 	$(PY) -m pytest -n $(JOBS) -m 'not slow' tests
 
 test-slow: $(STAMP)  ## what the suite leaves out

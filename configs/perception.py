@@ -28,7 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
         config.model.decoders = {"grounding_dino": TINY_DECODERS["grounding_dino"]}
         config.data.mixture = MIXTURES["synthetic_perception"]
         config.eval.tasks = ml_collections.ConfigDict(HELDOUT["synthetic_perception"])
-        config.eval.tasks = HELDOUT["synthetic_perception"]
         config.data.groups = 1
         config.data.length = 160
         config.optimizer.groups = GROUPS["all_links"]
