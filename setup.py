@@ -40,7 +40,7 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]", "gcsfs"],  # the second for workdirs in buckets
         "cuda": ["jax[cuda12]"],
         "tensorboard": ["tensorflow"],
         "benchmark": ["torch"],
