@@ -68,8 +68,9 @@ class PictureMaker:
         """
         for mine, batch, _ in host_batches(self.run, self.spec, self.shape, self.rows, examples):
             arrays = batch.targets[self.decoder]
-            numbers = np.array([number for number, _ in mine] + [0] * (self.rows - len(mine)), np.int32)
-            batch.targets[self.decoder] = {**arrays, "seed": numbers[:, None]}
+            numbers = np.zeros((len(batch.labels), 1), np.int32)  # of padding, too
+            numbers[: len(mine), 0] = [number for number, _ in mine]
+            batch.targets[self.decoder] = {**arrays, "seed": numbers}
             with jax.set_mesh(self.run.mesh), axis_rules(self.run.strategy.activation_rules):
                 placed = global_batch(self.run.mesh, self.run.strategy.rules, batch)
                 pictures = local_rows(self._predict(model, placed))

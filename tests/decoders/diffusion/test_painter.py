@@ -87,6 +87,19 @@ def test_links_of_one_row_share_its_picture(edits):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
 
 
+@BOTH
+def test_several_noisy_versions_of_a_picture(edits):
+    """They are worth as many rows with the same link and picture, and the caption counts once."""
+    several = randomized(lambda: make(edits=edits, draws=3), std=0.1)
+    row, asked, key = targets(2, edits=edits), links(2), jax.random.key(1)
+    repeated = {name: jnp.repeat(x, 3, axis=0) for name, x in row.items()}
+    flat = Links(jnp.repeat(asked.states, 3, axis=0), jnp.ones((6, 1), bool))
+    one, other = several.loss(asked, row, key=key), painter(edits).loss(flat, repeated, key=key)
+    assert [float(weight) for _, weight in one.values()] == [6, 2]
+    np.testing.assert_allclose(one["noise"][0], other["noise"][0], rtol=1e-5)
+    np.testing.assert_allclose(one["caption"][0] * 3, other["caption"][0], rtol=1e-5)
+
+
 def test_share_of_rows_that_lose_text_or_picture():
     rate = 0.05
     editor = randomized(lambda: make(edits=True, drop_rate=rate), std=0.1)
@@ -220,6 +233,7 @@ def test_what_raises():
         ({"size": 15}, "no multiple"),
         ({"objective": "v"}, "objective='v'"),
         ({"drop_rate": 0.4}, "drop_rate=0.4"),
+        ({"draws": 0}, "draws=0"),
     ):
         with pytest.raises(ValueError, match=message):
             config(edits=False, **wrong)

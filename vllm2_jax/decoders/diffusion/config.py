@@ -164,6 +164,8 @@ class PainterConfig:
       size: side of the pictures in pixels, in training and in sampling.
       drop_rate: r; see the losses for which share of rows loses its text or its picture.
       caption_weight: coefficient of the caption alignment loss.
+      draws: how many noisy versions of a picture train at once. The loss is the same on average; a small
+        picture's share of the language model's and the autoencoder's work is paid once for all of them.
       objective: "noise" trains the noise predictor, "autoencoder" the autoencoder alone (a first stage for
         models that start from nothing; the official ones start from a trained autoencoder).
       kl_weight: of the autoencoder's prior, in its own stage.
@@ -179,6 +181,7 @@ class PainterConfig:
     size: int = 512
     drop_rate: float = 0.1
     caption_weight: float = 0.1
+    draws: int = 1
     objective: str = "noise"
     kl_weight: float = 1e-6
     dtype: str = "bfloat16"
@@ -193,6 +196,8 @@ class PainterConfig:
             raise ValueError(f"size={self.size} is no multiple of the autoencoder's factor {self.vae.factor}")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective={self.objective!r} is none of {', '.join(OBJECTIVES)}")
+        if self.draws < 1:
+            raise ValueError(f"draws={self.draws}: a picture needs at least one noisy version")
         if not 0 <= 3 * self.drop_rate <= 1:
             raise ValueError(f"drop_rate={self.drop_rate}: three times this share of rows is dropped")
 

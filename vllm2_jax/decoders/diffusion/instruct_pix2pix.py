@@ -37,20 +37,22 @@ class InstructPix2Pix(Painter):
         found = jax.tree.map(lambda x: for_links(x, count), read_targets(targets, edits=True))
         if self.config.objective == "autoencoder":
             return self.autoencoder_losses(key, found.image, links.valid.reshape(-1))
-        return self.noise_losses(links, found, self.draw(key, links.valid.size, found))
+        draws = self.draw(key, links.valid.size * self.config.draws, found)
+        return self.noise_losses(links, found, draws)
 
     def noise_losses(self, links: Links, targets: Targets, draws: Draws) -> dict[str, Weighted]:
-        """The losses for given draws; targets are those of the N = B * K links."""
+        """The losses for given draws, one or more a link; targets are those of the N = B * K links."""
         states, valid = self.text_states(links)
         x = jnp.concatenate([self.noisy(targets, draws), self.dropped_source(targets, draws)], axis=-1)
         return self.losses(x, states, valid, targets, draws)
 
-    def dropped_source(self, targets: Targets, draws: Draws) -> Float[Array, "N h w L"]:
+    def dropped_source(self, targets: Targets, draws: Draws) -> Float[Array, "B h w L"]:
         """The picture to edit as the UNet sees it in training.
 
         Rows whose draw is below r lose their text only, up to 2 r both, up to 3 r the picture only.
         """
         rate, source = self.config.drop_rate, self.source(self.moments(targets.input, targets.input_moments))
+        source = for_links(source, len(draws.time) // len(source))
         drop = (draws.drop >= rate) & (draws.drop < 3 * rate)
         return jnp.where(drop[:, None, None, None], 0, source)
 

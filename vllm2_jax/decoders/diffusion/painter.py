@@ -10,6 +10,8 @@ said by the optimizer's table of groups, not here: in generation autoencoder, te
 editing the first two. Gradients reach the mapper and the language model through a frozen UNet all the same.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -30,6 +32,8 @@ from vllm2_jax.nn.axes import constrain
 @struct.dataclass
 class Draws:
     """All that is random in a training step, so that a test can hand in what another program drew.
+
+    There are B = N * C of each, C noisy versions of every picture side by side.
 
     Attributes:
       posterior: normal noise that draws the latents from their moments.
@@ -88,11 +92,12 @@ class Painter(nnx.Module):
         )
 
     def noisy(self, targets: Targets, draws: Draws) -> Float[Array, "B h w L"]:
-        """Latents of the pictures to make, with noise."""
-        latents = draw_latents(self.moments(targets.image, targets.moments), draws.posterior)
+        """Latents of the pictures to make, with noise; one for each draw."""
+        moments = self.moments(targets.image, targets.moments)
+        latents = draw_latents(for_links(moments, len(draws.time) // len(moments)), draws.posterior)
         return add_noise(latents * self.config.vae.scale, draws.noise, draws.time, self.config.schedule)
 
-    def context(self, states: Float[Array, "N T W"], draws: Draws) -> Float[Array, "N T W"]:
+    def context(self, states: Float[Array, "B T W"], draws: Draws) -> Float[Array, "B T W"]:
         """What the UNet gets to read in training: a share of 2 r of the rows loses its text.
 
         In generation the official code meant r; the factor was copied from editing.
@@ -102,7 +107,7 @@ class Painter(nnx.Module):
 
     def losses(
         self,
-        x: Float[Array, "N h w C"],
+        x: Float[Array, "B h w C"],
         states: Float[Array, "N T W"],
         valid: Bool[Array, " N"],
         targets: Targets,
@@ -111,14 +116,15 @@ class Painter(nnx.Module):
         """Noise prediction and caption alignment; rows that lose their text for the UNet keep the latter.
 
         Args:
-          x: input of the UNet.
+          x: input of the UNet for every draw, B = N * C.
           states: text states of every row.
           valid: rows that count.
           targets: `caption` or `caption_states` are read.
           draws: all but `posterior` are read.
         """
-        predicted = self.unet(x, draws.time, self.context(states, draws))
-        terms = {"noise": row_mean(jnp.square(predicted - draws.noise), valid)}
+        copies = len(x) // len(states)
+        predicted = self.unet(x, draws.time, self.context(for_links(states, copies), draws))
+        terms = {"noise": row_mean(jnp.square(predicted - draws.noise), for_links(valid, copies))}
         wanted = targets.caption_states
         if wanted is None:
             assert targets.caption is not None
@@ -184,8 +190,8 @@ def row_mean(error: Float[Array, "B *D"], valid: Bool[Array, " B"]) -> Weighted:
     return jnp.where(valid, rows, 0).sum(), valid.sum().astype(jnp.float32)
 
 
-def for_links(x: Array | None, links: int) -> Array | None:
-    """What belongs to a row, once for each of its links: [B, ...] -> [B * K, ...]."""
+def for_links(x: Array | None, links: int) -> Any:
+    """What belongs to a row, once for each of its links (or draws): [B, ...] -> [B * K, ...]; None stays."""
     return x if x is None or links == 1 else jnp.repeat(x, links, axis=0)
 
 

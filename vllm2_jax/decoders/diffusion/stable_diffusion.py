@@ -37,10 +37,11 @@ class StableDiffusion(Painter):
         found = jax.tree.map(lambda x: for_links(x, count), read_targets(targets, edits=False))
         if self.config.objective == "autoencoder":
             return self.autoencoder_losses(key, found.image, links.valid.reshape(-1))
-        return self.noise_losses(links, found, self.draw(key, links.valid.size, found))
+        draws = self.draw(key, links.valid.size * self.config.draws, found)
+        return self.noise_losses(links, found, draws)
 
     def noise_losses(self, links: Links, targets: Targets, draws: Draws) -> dict[str, Weighted]:
-        """The losses for given draws; targets are those of the N = B * K links."""
+        """The losses for given draws, one or more a link; targets are those of the N = B * K links."""
         states, valid = self.text_states(links)
         return self.losses(self.noisy(targets, draws), states, valid, targets, draws)
 
