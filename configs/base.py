@@ -45,9 +45,10 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
     config.data.truncate = (
         False  # cut rows that are longer at their end; otherwise they are skipped and counted
     )
-    config.data.workers = 0  # processes that read, on each host; part of what a resumed run must keep
-    config.data.threads = 4  # threads that read, in each process and for each dataset
-    config.data.prefetch = 2  # batches made ahead, on each host
+    config.data.workers = 0  # processes that make batches, on each host; 0: the one that trains
+    config.data.threads = 4  # threads that read, in each process
+    config.data.prefetch = 2  # batches made ahead, on each host or by each worker process
+    config.data.timeout = 600.0  # seconds without a batch that end the run, warned of ten times; 0: never
 
     config.eval = ml_collections.ConfigDict()  # questions with known answers, see `launch/heldout.py`
     config.eval.tasks = ml_collections.ConfigDict(HELDOUT["synthetic"])  # as a mixture, without rows

@@ -52,5 +52,9 @@ class CapacityError(DataError):
     """A record that is sound but larger than the static shapes allow."""
 
 
+class StalledError(RuntimeError):
+    """Reading goes on for so long that it will not end."""
+
+
 def _rebuild(cls, message, file, record, field, remedy):
     return cls(message, file=file, record=record, field=field, remedy=remedy)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a mixture (tasks, their rows, their datasets with weights) to batches: resumable, one shard a host.
+"""From a mixture (tasks, their rows, their datasets with weights) to batches: resumable, on any hosts.
 
     mixture = {
         "chat": {
@@ -19,30 +19,28 @@ The keys of a task are those of `collate.TaskShape` and `datasets`. A dataset's 
 `DATASETS` unless `loader` names one; `weight` is its share of the task's rows; the rest goes to the loader.
 
 Every dataset of every task is its own stream: shuffled and drawn anew in each epoch (`draws`), repeated for
-ever, host h of n takes records h, h + n, ... of it. Bad records are replaced by the next ones of the same
-stream (`skip`).
+ever, bad records replaced by others (`streams`). Which rows a batch takes, and which of them a host reads,
+follows from the number of the batch (`batches`).
 """
 
 import functools
 import inspect
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 
 from data_pipelines import DATASETS
+from data_pipelines.ahead import Ahead
+from data_pipelines.batches import Batches, Layout, Task
 from data_pipelines.collate import CollateSpec, TaskShape, blank_row, collate, make_row
-from data_pipelines.errors import DataError
-from data_pipelines.packing import pack
-from data_pipelines.skip import Reader, SkipBad
+from data_pipelines.streams import Stream
 from data_pipelines.tokenizer import Tokenizer
 from vllm2_jax.batch import TaskRows
 
 _SHAPE_KEYS = ("rows", "decoder", "tiles", "regions", "links", "pack", "capacities")
-_PACKING_BINS = 32  # rows packed side by side, at least
 
 
 def make_dataset(
@@ -52,85 +50,63 @@ def make_dataset(
     spec: CollateSpec,
     groups: int,
     seed: int,
-    host: int = 0,
-    hosts: int = 1,
-    repeat: bool = True,
+    mine: Sequence[int] | None = None,
     workers: int = 0,
     threads: int = 4,
     prefetch: int = 2,
+    timeout: float = 0.0,
 ) -> grain.IterDataset:
-    """Batches of a mixture.
+    """Batches of a mixture, for ever.
 
     Args:
       mixture: see above.
       tokenizer: of the model's language model.
       spec: what rows of all tasks share.
-      groups: G, groups of rows on this host.
+      groups: G, groups of rows in a batch, over all hosts.
       seed: of the shuffling and of the datasets' own choices. Streams are seeded by task and dataset name, so
         adding a dataset leaves the others' order as it is.
-      host, hosts: this host's number and how many there are; all hosts pass the same other arguments.
-      repeat: for ever, shuffled (training). False is one pass in order over the only dataset of the only task
-        (evaluation): bad records and the end are filled up with blank rows, so that all hosts see equally
-        many batches.
-      workers: processes that read, 0 for none. They take the records of the stream in turns, so the order
-        depends on their number: resume with the same one.
-      threads: threads that read, in each process and for each dataset; pictures decode in parallel.
-      prefetch: batches made ahead; 0 makes each one when it is asked for.
+      mine: numbers of the groups that this host makes, in this order; None: all. Hosts pass the same other
+        arguments.
+      workers: processes that make batches, 0 for none. Packed tasks are always made in this one.
+      threads: threads that read, in each process; pictures decode in parallel.
+      prefetch: batches made ahead, by each worker process if there are some; 0 makes each one when it is
+        asked for.
+      timeout: seconds without a batch after which the iterator raises `StalledError`; 0: never.
 
     Returns:
-      A dataset whose iterator has an exact `get_state` and `set_state`. Its elements:
+      A dataset whose iterator has an exact `get_state` and `set_state`, which may be used with other `mine`,
+      `workers`, `threads` and `prefetch` (see `batches` for packed tasks). Its elements:
         "batch": task -> `TaskRows` of numpy arrays that lead with this host's groups;
         "counters": "<task>/skipped" (bad records), "<task>/dropped_links", "<task>/dropped_targets" of this
           batch alone, to be added up.
 
     Raises:
-      ValueError: a mixture that cannot be: unknown keys, datasets, links or decoders.
+      ValueError: a mixture that cannot be: unknown keys, datasets, links or decoders; groups that do not
+        exist.
       DataError: a dataset that cannot be opened.
     """
     shapes = task_shapes(mixture, strict=spec.strict)
-    if not 0 <= host < hosts:
-        raise ValueError(f"host {host} of {hosts} does not exist")
-    if not repeat and (len(shapes) > 1 or len(next(iter(mixture.values()))["datasets"]) > 1 or workers):
-        raise ValueError("repeat=False takes a mixture of one task with one dataset, and no worker processes")
-
-    tasks = []
+    mine = range(groups) if mine is None else mine
+    if not mine or not all(0 <= group < groups for group in mine):
+        raise ValueError(f"a host cannot make the groups {list(mine)} of {groups}")
+    tasks = {}
     for task, shape in shapes.items():
-        blank = blank_row(tokenizer, spec, shape)
         make = functools.partial(make_row, tokenizer=tokenizer, spec=spec, shape=shape)
         streams, weights = [], []
         for name, options in mixture[task]["datasets"].items():
             stream = f"{task}/{name}"
             source = open_source(name, options, spec=spec, seed=_seed(seed, stream))
-            if repeat and len(source) <= host:
-                raise DataError(
-                    f"{stream!r} has {len(source)} records for {hosts} hosts; host {host} gets none",
-                    remedy="leave it out of the mixture, or use fewer hosts",
-                )
-            blanks = 0 if repeat else -len(source) % (hosts * groups * shape.rows)
-            reader = Reader(source, make, blanks=blanks, blank=blank)
-            rows = grain.MapDataset.range(len(reader))
-            if repeat:
-                rows = rows.shuffle(seed=_seed(seed, stream)).repeat()
-            rows = rows.map_with_index(reader.read)[host::hosts]
-            rows = rows.to_iter_dataset(grain.ReadOptions(threads, 2 * threads))
-            fill = None if repeat else blank
-            streams.append(SkipBad(rows, name=stream, records=len(source), blank=fill))
+            rows = Stream(source, make, name=stream, seed=_seed(seed, stream))
+            streams.append(grain.MapDataset.source(rows))
             weights.append(float(options.get("weight", 1.0)))
-        rows = streams[0] if len(streams) == 1 else grain.IterDataset.mix(streams, weights)
-        if shape.pack:
-            rows = pack(rows, blank=blank, bins=max(_PACKING_BINS, groups * shape.rows))
-        stack = functools.partial(collate, spec=spec, shape=shape)
-        tasks.append(rows.batch(groups * shape.rows, drop_remainder=True, batch_fn=stack))
+        mixed = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
+        tasks[task] = Task(mixed, shape, blank_row(tokenizer, spec, shape))
 
-    batches = grain.experimental.ZipIterDataset(tasks).map(functools.partial(_element, tuple(shapes)))
-    if workers:
-        if not flags.FLAGS.is_parsed():  # outside of absl.app; Grain's workers read a flag of its own
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch))
-        return batches.mp_prefetch(options)
-    if prefetch:
-        return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
-    return batches
+    warn = timeout / 10
+    layout = Layout(tasks, spec, groups, tuple(mine), threads, workers, prefetch, warn)
+    # What the threads and workers have in the making counts as made ahead.
+    inside = prefetch if workers else min(2, prefetch) if threads > 1 else 0
+    return Ahead(Batches(layout), count=prefetch - inside, timeout=timeout, workers=workers)
 
 
 def task_shapes(mixture: Mapping[str, Mapping[str, Any]], *, strict: bool = True) -> dict[str, TaskShape]:
@@ -217,17 +193,6 @@ def open_source(name: str, options: Mapping[str, Any], *, spec: CollateSpec, see
     if not len(source):
         raise ValueError(f"dataset {name!r} has no records")
     return source
-
-
-def _element(names: tuple[str, ...], tasks: tuple[tuple[TaskRows, dict[str, int]], ...]) -> dict[str, Any]:
-    return {
-        "batch": {name: rows for name, (rows, _) in zip(names, tasks, strict=True)},
-        "counters": {
-            f"{name}/{what}": count
-            for name, (_, counters) in zip(names, tasks, strict=True)
-            for what, count in counters.items()
-        },
-    }
 
 
 def _seed(seed: int, name: str) -> int:

@@ -22,7 +22,7 @@ from vllm2_jax.model import ModelConfig, VisionLLMv2
 from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.nn.rope import RopeConfig
 from vllm2_jax.sharding.mesh import count_slices, find_devices, find_strategy, make_mesh, parse_sizes
-from vllm2_jax.sharding.partition import check_groups, host_share
+from vllm2_jax.sharding.partition import check_groups, host_groups
 from vllm2_jax.sharding.strategies import Strategy
 from vllm2_jax.tokens import QueryCounts
 from vllm2_jax.train.loop import LoopConfig
@@ -159,18 +159,17 @@ def fill_root(value: Any, root: str) -> Any:
 
 def data_iterator(config: Config, run: Run) -> Any:
     """The batches of this process, for `train.loop.train`."""
-    host, hosts = host_share(run.mesh, run.strategy.rules)
     dataset = make_dataset(
         fill_root(config.data.mixture.to_dict(), config.data.root),
         tokenizer=run.tokenizer,
         spec=run.spec,
-        groups=config.data.groups // hosts,
+        groups=config.data.groups,
+        mine=host_groups(run.mesh, run.strategy.rules, config.data.groups),
         seed=config.seed,
-        host=host,
-        hosts=hosts,
         workers=config.data.workers,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
+        timeout=config.data.timeout,
     )
     return iter(dataset)
 

@@ -115,12 +115,68 @@ def test_every_record_once_an_epoch_in_new_order(tokenizer):
     assert epochs[0] != epochs[1] != sorted(epochs[1])
 
 
-def test_hosts_share_the_records(tokenizer):
-    texts = []
-    for host in range(3):
-        elements = itertools.islice(dataset({"t": task(a={"length": 12})}, tokenizer, host=host, hosts=3), 2)
-        texts.append([text for element in elements for text in read(element, tokenizer)])
-    assert Counter(itertools.chain(*texts)) == Counter(f"a {i}" for i in range(12))
+def test_hosts_make_their_groups_of_the_same_batches(tokenizer):
+    mixture = {"t": task(a={"length": 12, "bad": (3,)}, b={"weight": 2.0}), "u": task(rows=1, a={})}
+    whole = list(itertools.islice(dataset(mixture, tokenizer, groups=6), 5))
+    for hosts in ([[0, 1, 2], [3, 4, 5]], [[0, 3], [1, 4], [2, 5]]):  # a mesh may deal them in any way
+        parts = [itertools.islice(dataset(mixture, tokenizer, groups=6, mine=mine), 5) for mine in hosts]
+        for one, *parts_of_one in zip(whole, *parts, strict=True):
+            for mine, part in zip(hosts, parts_of_one, strict=True):
+                assert equal(part["batch"], jax.tree.map(lambda x, mine=mine: x[mine], one["batch"]))
+            skipped = sum(part["counters"]["t/skipped"] for part in parts_of_one)
+            assert skipped == one["counters"]["t/skipped"]
+    assert sum(element["counters"]["t/skipped"] for element in whole) > 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_resume_with_other_hosts_and_workers(tokenizer, packed):
+    mixture = {"t": task(a={"length": 12, "bad": (3,)}), "u": task(rows=1, pack=packed, a={"length": 60})}
+    options = {"groups": 4, "prefetch": 0}
+    whole = list(itertools.islice(dataset(mixture, tokenizer, **options), 30))
+    hosts = [iter(dataset(mixture, tokenizer, mine=mine, **options)) for mine in ([0, 1], [2, 3])]
+    for host in hosts:
+        for _ in range(15):
+            next(host)
+    states = [json.loads(json.dumps(host.get_state())) for host in hosts]
+    assert states[0]["rows"] == {"t": 120, "u": 60}
+    assert (states[0] == states[1]) != packed
+    merged = states[0]
+    if packed:
+        merged["packed"]["u"] |= states[1]["packed"]["u"]
+    for mine in ([0], [1, 2, 3], [0, 1, 2, 3]):
+        resumed = iter(dataset(mixture, tokenizer, mine=mine, groups=4, threads=3, prefetch=3))
+        resumed.set_state(merged)
+        for element in whole[15:]:
+            found = next(resumed)
+            assert equal(found["batch"], jax.tree.map(lambda x, mine=mine: x[mine], element["batch"]))
+        resumed.close()
+
+
+def test_batches_of_another_size_go_on_where_the_last_ended(tokenizer):
+    mixture = {"t": task(a={"length": 50})}
+    first = iter(dataset(mixture, tokenizer, groups=3))
+    texts = [text for element in itertools.islice(first, 4) for text in read(element, tokenizer)]
+    second = iter(dataset(mixture, tokenizer, groups=13))
+    second.set_state(first.get_state())
+    texts += read(next(second), tokenizer)
+    assert sorted(texts) == sorted(f"a {i}" for i in range(50))
+
+
+def test_places_of_other_tasks_and_groups_are_named(tokenizer):
+    text = {"t": task(pack=True, a={})}
+    packed = iter(dataset(text, tokenizer, groups=2)).get_state()
+    other = iter(dataset({"u": task(a={})}, tokenizer))
+    with pytest.raises(
+        ValueError, match=r"tasks t \(packed: t\), the mixture has u \(packed: none\): resume"
+    ):
+        other.set_state(packed)
+    with pytest.raises(ValueError, match=r"one of the tasks none .*the mixture has u"):
+        other.set_state({"next_index": 3})
+    more = iter(dataset(text, tokenizer, groups=3))
+    with pytest.raises(
+        ValueError, match=r"'t' is packed, .*groups 0, 1 only, not for 0, 1, 2 of 3: .*groups"
+    ):
+        more.set_state(packed)
 
 
 def test_weights(tokenizer):
@@ -168,9 +224,12 @@ def test_bad_records_are_replaced_counted_and_named_once(tokenizer, caplog):
     counts = Counter(text[0] for text in texts)
     assert counts == {"a": 100, "b": 100}  # the dataset keeps its weight
     assert {text for text in texts if text[0] == "a"} == {f"a {i}" for i in range(12) if i not in (3, 5)}
-    assert Counter(texts)["a 0"] in (9, 10, 11)
-    # 100 good rows of `a` are ten epochs; of `b` one, in which record 99 is too long.
-    assert skipped == 20 + 1
+    assert all(8 <= count <= 15 for text, count in Counter(texts).items() if text[0] == "a")
+    # 100 rows of `a` are eight epochs of twelve, two of them bad, and a third of a ninth. One of `b` is
+    # an epoch, in which record 99 is too long. A stand-in may be bad itself.
+    assert 16 + 1 <= skipped <= 2 * 18 + 1
+    stood_in = Counter(text for text in texts[:24] if text[0] == "a")  # one epoch: ten good ones
+    assert len(stood_in) == 10 and max(stood_in.values()) <= 3
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 3
     assert "a.json, record 3, field 'image': the picture is broken. Remedy: mend it" in " ".join(messages)
@@ -192,22 +251,6 @@ def test_other_errors_are_not_swallowed(tokenizer, monkeypatch):
     monkeypatch.setattr(Numbers, "__getitem__", lambda self, index: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         next(iter(dataset({"t": task(a={})}, tokenizer)))
-
-
-def test_one_pass_for_evaluation(tokenizer):
-    mixture = {"t": task(rows=2, a={"length": 11, "bad": (4,)})}
-    texts, skipped, lengths = [], 0, []
-    for host in range(2):
-        elements = list(dataset(mixture, tokenizer, repeat=False, host=host, hosts=2, groups=2))
-        texts.append([text for element in elements for text in read(element, tokenizer)])
-        skipped += sum(element["counters"]["t/skipped"] for element in elements)
-        lengths.append(len(elements))
-        last = elements[-1]["batch"]["t"]
-        assert np.all(last.labels[last.inputs.segments == 0] == IGNORE)
-    assert lengths == [2, 2]  # the same on every host, though record 4 is bad and 11 is odd
-    assert texts[0] == [f"a {i}" for i in (0, 2, 6, 8, 10)]
-    assert texts[1] == [f"a {i}" for i in (1, 3, 5, 7, 9)]
-    assert skipped == 1
 
 
 def test_packing(tokenizer):
@@ -236,25 +279,26 @@ def test_packing(tokenizer):
 
 
 def test_worker_processes(tokenizer):
-    mixture = {"chat": {"rows": 2, "tiles": 1, "datasets": {"synthetic": {"task": "chat", "length": 16}}}}
+    mixture = {
+        "chat": {"rows": 2, "tiles": 1, "datasets": {"synthetic": {"task": "chat", "length": 16}}},
+        "text": {"rows": 1, "pack": True, "datasets": {"synthetic": {"task": "text"}}},
+    }
     spec = CollateSpec(length=96, tile_size=28, tokens_per_tile=4)
 
-    def iterator():
-        return iter(make_dataset(mixture, tokenizer=tokenizer, spec=spec, groups=1, seed=0, workers=2))
+    def iterator(workers):
+        options = {"tokenizer": tokenizer, "spec": spec, "groups": 1, "seed": 0}
+        return iter(make_dataset(mixture, **options, workers=workers))
 
-    first = iterator()
-    elements = [next(first) for _ in range(8)]
-    single = make_dataset(mixture, tokenizer=tokenizer, spec=spec, groups=1, seed=0)
-    rows = [
-        sorted(np.concatenate([e["batch"]["chat"].inputs.tokens[0] for e in es]).tolist())
-        for es in (elements, itertools.islice(single, 8))
-    ]
-    assert rows[0] == rows[1]  # one epoch, every record once, in another order
+    alone = iterator(0)
+    elements = [next(alone) for _ in range(12)]
+    first = iterator(2)
+    assert all(equal(next(first), element) for element in elements[:8])  # the same in the same order
     state = first.get_state()
-    expected = [next(first) for _ in range(3)]
-    resumed = iterator()
+    first.close()
+    resumed = iterator(3)
     resumed.set_state(state)
-    assert all(equal(next(resumed), element) for element in expected)
+    assert all(equal(next(resumed), element) for element in elements[8:])
+    resumed.close()
 
 
 def test_blank_batches_have_the_shapes_of_real_ones(tokenizer):
@@ -312,10 +356,9 @@ def test_impossible_datasets(name, options, message):
 
 
 def test_impossible_requests(tokenizer):
-    with pytest.raises(ValueError, match="host 2 of 2"):
-        dataset({"t": task(a={})}, tokenizer, host=2, hosts=2)
-    with pytest.raises(ValueError, match="repeat=False takes a mixture of one task"):
-        dataset({"t": task(a={}), "u": task(a={})}, tokenizer, repeat=False)
+    for mine in ([], [2], [-1]):
+        with pytest.raises(ValueError, match=r"cannot make the groups \[.*\] of 2"):
+            dataset({"t": task(a={})}, tokenizer, groups=2, mine=mine)
 
 
 @pytest.mark.parametrize("hosts, workers", [(1, 0), (2, 0), (1, 2)])
@@ -324,18 +367,10 @@ def test_records_draw_anew_in_every_epoch(tokenizer, monkeypatch, hosts, workers
     mixture = {"t": {"rows": 4, "datasets": {"dice": {}}}}
     drawn = []
     for host in range(hosts):
-        stream = dataset(mixture, tokenizer, host=host, hosts=hosts, workers=workers)
-        again = dataset(mixture, tokenizer, host=host, hosts=hosts, workers=workers)
-        elements = list(itertools.islice(stream, 6 // hosts))  # three epochs over all hosts
+        options = {"groups": 2, "mine": range(host * 2 // hosts, (host + 1) * 2 // hosts), "workers": workers}
+        stream, again = (dataset(mixture, tokenizer, **options) for _ in range(2))
+        elements = list(itertools.islice(stream, 3))  # three epochs over all hosts
         assert all(equal(a, b) for a, b in zip(elements, again, strict=False))
         drawn += [text for element in elements for text in read(element, tokenizer)]
     assert Counter(text.split()[0] for text in drawn) == {str(i): 3 for i in range(8)}
     assert len(set(drawn)) == 24
-
-
-def test_a_host_without_records_is_named():
-    mixture = {"chat": {"rows": 1, "datasets": {"numbers": {"length": 3}}}}
-    options = {"tokenizer": load_tokenizer(TINY_TOKENIZER), "spec": SPEC, "groups": 1, "seed": 0, "hosts": 4}
-    make_dataset(mixture, **options, host=2)
-    with pytest.raises(DataError, match=r"'chat/numbers' has 3 records for 4 hosts; host 3 gets none.*fewer"):
-        make_dataset(mixture, **options, host=3)

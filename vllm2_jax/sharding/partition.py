@@ -155,18 +155,36 @@ def host_share(mesh: Mesh, rules: Rules) -> tuple[int, int]:
 
     Processes whose devices hold the same groups (a tensor axis across hosts) get the same part.
     """
+    parts = sorted(set(_held(mesh, rules).values()))
+    return parts.index(_held(mesh, rules)[jax.process_index()]), len(parts)
+
+
+def host_groups(mesh: Mesh, rules: Rules, groups: int) -> tuple[int, ...]:
+    """Numbers of the groups of a global batch that this process loads, in the order of `global_batch`.
+
+    Raises:
+      ValueError: the groups do not split over the batch shards.
+    """
+    check_groups(groups, mesh, rules)
+    size = groups // batch_shards(mesh, rules)
+    held = _held(mesh, rules)[jax.process_index()]
+    return tuple(shard * size + place for shard in held for place in range(size))
+
+
+def _held(mesh: Mesh, rules: Rules) -> dict[int, tuple[int, ...]]:
+    """Process -> numbers of the batch shards that its devices hold."""
     shards = batch_shards(mesh, rules)
     held: dict[int, set[int]] = {}
     index_of: Mapping[Any, Any] = batch_sharding(mesh, rules).devices_indices_map((shards,))
     for device, index in index_of.items():
         held.setdefault(device.process_index, set()).add(index[0].start or 0)
-    parts = sorted({tuple(sorted(part)) for part in held.values()})
-    if sum(map(len, parts)) != shards:
+    found = {process: tuple(sorted(part)) for process, part in held.items()}
+    if sum(map(len, set(found.values()))) != shards:
         raise ValueError(
-            f"the processes hold overlapping parts of the batch ({parts}); order the mesh axes so that the "
-            "batch axes come first"
+            f"the processes hold overlapping parts of the batch ({sorted(set(found.values()))}); order the "
+            "mesh axes so that the batch axes come first"
         )
-    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+    return found
 
 
 def global_batch(mesh: Mesh, rules: Rules, host_batch: Any) -> Any:
