@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -91,6 +92,7 @@ class Answerer:
                 max_new=config.max_new,
                 max_links=config.max_links,
                 stop=tuple(stop if ending == ids.eos else [*stop, (ending,)]),
+                vocab=run.tokenizer.vocab_size,
             )
         )
 
@@ -145,7 +147,7 @@ class Answerer:
 
 
 def _generate(
-    model: VisionLLMv2, inputs: Inputs, key: jax.Array, sampler: Sampler, *, ids, max_new, max_links, stop
+    model: VisionLLMv2, inputs: Inputs, key: jax.Array, sampler: Sampler, **settings: Any
 ) -> Generation:
     prompt = flatten_groups(model.embed(inputs))
     return generate(
@@ -155,9 +157,6 @@ def _generate(
         flatten_groups(inputs.segments) > 0,
         key,
         sampler,
-        ids=ids,
         counts=model.config.queries,
-        max_new=max_new,
-        max_links=max_links,
-        stop=stop,
+        **settings,
     )

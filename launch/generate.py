@@ -9,7 +9,7 @@
 Every --image stands in front of the question unless the question places it with <image>. Every --region
 is a box x1,y1,x2,y2 in parts of the last picture's width and height, written <region> in the question.
 Where an answer calls a decoder that paints, its picture is written to the folder --out; an edit starts from
-the last --image.
+the last --image. Decoders that paint nothing are not loaded; --decoders= leaves out the others, too.
 """
 
 import argparse
@@ -18,11 +18,9 @@ import itertools
 import pathlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import jax
-import ml_collections
 import numpy as np
 from absl import logging
 from PIL import Image
@@ -34,12 +32,12 @@ from data_pipelines.images import Tiling, load_image
 from data_pipelines.masks import box_in_tile
 from launch.answer import AnswerConfig, Answerer
 from launch.brush import Brush
-from launch.build import Run, build_run
+from launch.build import Run
+from launch.cost import timed
+from launch.saved import saved_model, saved_run
 from vllm2_jax.decoders.diffusion import PAINTERS
 from vllm2_jax.decoders.diffusion.samplers import SAMPLERS
 from vllm2_jax.tokens import LINKS
-from vllm2_jax.train.checkpoint import Checkpoints, load_weights
-from vllm2_jax.train.state import random_model
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the sampling, and of the noise of pictures")
     add("--stop", action="append", default=[], help="a string that ends the answer" + several)
     add("--strategy", default="single", help="how the model is laid over the devices")
+    add("--dtype", choices=("float32", "bfloat16"), help="of all parameters; as they are stored by default")
+    add("--decoders", help="load only these, separated by commas; all that paint by default")
+    add("--measure", action="store_true", help="print time and memory of each step")
     add("--out", type=pathlib.Path, default=pathlib.Path("pictures"), help="folder for pictures")
     add("--sampler", choices=SAMPLERS, help="of pictures; the run's own by default")
     add("--steps", type=int, help="of the sampler")
@@ -81,7 +82,8 @@ def main() -> int:
         stop=tuple(args.stop),
         seed=args.seed,
     )
-    layout = {"max_tiles": args.max_tiles, "strategy": args.strategy, "out": args.out}
+    layout = {name: getattr(args, name) for name in ("max_tiles", "strategy", "dtype", "measure", "out")}
+    layout["decoders"] = PAINTERS if args.decoders is None else args.decoders.split(",")
     sampling = {name: getattr(args, name) for name in ("sampler", "steps", "guidance", "image_guidance")}
     layout["sampling"] = {name: value for name, value in sampling.items() if value is not None}
     try:
@@ -101,6 +103,9 @@ def answer(
     *,
     max_tiles: int = 1,
     strategy: str = "single",
+    dtype: str | None = None,
+    decoders: Collection[str] = PAINTERS,
+    measure: bool = False,
     out: pathlib.Path = pathlib.Path("pictures"),
     sampling: Mapping[str, Any] | None = None,
 ) -> None:
@@ -112,6 +117,9 @@ def answer(
       settings: of the answers; rows, tiles and regions follow from the question.
       max_tiles: tiles a picture is cut into at most.
       strategy: how the model is laid over the devices.
+      dtype: of all parameters; None keeps what is stored.
+      decoders: those that are loaded if the model has them.
+      measure: print time and memory of each step.
       out: folder for pictures that the answers paint.
       sampling: fields of `SamplingConfig` that differ from the run's.
 
@@ -120,14 +128,15 @@ def answer(
       ValueError: a region that is no box, an impossible number of steps, or an edit without a picture.
       FileNotFoundError: no checkpoint.
     """
-    run = saved_run(workdir, strategy)
+    run = saved_run(workdir, strategy, decoders)
     size = run.model.vision.image_size
     tiling = Tiling("anyres", size, max_tiles)
     whole = [load_image(path) for path in pictures]
     images = [tiling(picture) for picture in whole]
     masks = boxes(regions, size)
     tiles = sum(len(image) for image in images)
-    model = load_weights(workdir, random_model(run.plan))
+    with timed("load", measure):
+        model = saved_model(workdir, run, dtype)
     settings = dataclasses.replace(settings, rows=1, tiles=tiles, regions=len(masks), states=True)
     answerer = Answerer(run, settings)
     brush = Brush(run, sampling or {}, settings.seed)
@@ -145,7 +154,8 @@ def answer(
             regions=masks[:asked],
             region_images=np.full(len(masks[:asked]), len(images) - 1, np.int32),
         )
-        (found,) = answerer(model, [example])
+        with timed("answer", measure):
+            (found,) = answerer(model, [example])
         print(found.text)
         for name, picture in brush(model, found, whole[-1] if whole else None):
             out.mkdir(parents=True, exist_ok=True)
@@ -153,21 +163,6 @@ def answer(
             print(out / f"{number + 1}_{name}.png")
         note_links(found.links, run)
         turns = [*turns, ("gpt", found.text)]
-
-
-def saved_run(workdir: pathlib.Path, strategy: str) -> Run:
-    """The run whose config lies in its newest checkpoint, laid out anew."""
-    config = saved_config(workdir)
-    config.sharding.strategy, config.sharding.mesh, config.sharding.devices = strategy, "", ""
-    config.data.groups = jax.device_count()  # of training; here it only has to fit the mesh
-    return build_run(config)
-
-
-def saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config in the newest checkpoint of a run."""
-    folder = workdir / "checkpoints"
-    with Checkpoints(folder if folder.is_dir() else workdir) as checkpoints:  # converted weights: itself
-        return ml_collections.ConfigDict(checkpoints.config())
 
 
 def place_marks(question: str, images: int, *, first: bool) -> str:
@@ -202,10 +197,10 @@ def note_links(links: tuple[str, ...], run: Run) -> None:
     decoders = {link.token: link.decoder for link in LINKS}
     for link in links:
         decoder = decoders[link]
-        if decoder not in run.model.decoders:
-            print(f"[{link.upper()}] calls {decoder}, which this model does not have", file=sys.stderr)
-        elif decoder not in PAINTERS:
+        if decoder not in PAINTERS:
             print(f"[{link.upper()}] calls {decoder}; see launch.predict", file=sys.stderr)
+        elif decoder not in run.model.decoders:
+            print(f"[{link.upper()}] calls {decoder}, which this model has not loaded", file=sys.stderr)
 
 
 if __name__ == "__main__":

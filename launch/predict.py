@@ -8,7 +8,8 @@
 
 Tasks: det (boxes), ins (boxes and masks), grd (what a phrase refers to), seg (a class for every pixel), pose.
 The answer that names all classes is put in the model's mouth, as in the official evaluations; with --generate
-the model writes it itself. Writes OUT/<picture>.json and OUT/<picture>.png.
+the model writes it itself. Writes OUT/<picture>.json and OUT/<picture>.png. Only the decoder of the task is
+loaded.
 """
 
 import argparse
@@ -33,14 +34,13 @@ from data_pipelines.images import Tiling, load_image
 from data_pipelines.synthetic.prompts import ANSWERS, QUESTIONS
 from launch.answer import AnswerConfig, Answerer
 from launch.build import Run
+from launch.cost import timed
 from launch.draw import draw_classes, draw_objects
-from launch.generate import saved_config, saved_run
 from launch.perceive import Perceiver, Seen
+from launch.saved import saved_config, saved_model, saved_run
 from vllm2_jax.evals.coco import results
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.tokens import LINKS, SPECIAL_TOKENS
-from vllm2_jax.train.checkpoint import load_weights
-from vllm2_jax.train.state import random_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +108,8 @@ def parser() -> argparse.ArgumentParser:
     add("--threshold", type=float, default=0.3, help="least score of what is drawn and written")
     add("--max_tiles", type=int, default=1, help="tiles the picture is cut into at most, as in training")
     add("--strategy", default="single", help="how the model is laid over the devices")
+    add("--dtype", choices=("float32", "bfloat16"), help="of all parameters; as they are stored by default")
+    add("--measure", action="store_true", help="print time and memory of each step")
     add("--out", type=pathlib.Path, default=pathlib.Path("predictions"), help="folder for what is found")
     return made
 
@@ -123,13 +125,14 @@ def main() -> int:
     logging.set_verbosity(logging.WARNING)
     try:
         asked = Asked(args.task, (args.phrase,) if args.phrase else args.classes, args.keypoints)
-        run, mixture = saved_run(args.workdir, args.strategy), saved_config(args.workdir).data.mixture
-        capacities = capacities_of(mixture.to_dict(), TASKS[args.task].decoder)
-        model = load_weights(args.workdir, random_model(run.plan))
-        picture = load_image(args.image)
-        seen, asked = predict(
-            run, model, picture, asked, capacities, generated=args.generate, max_tiles=args.max_tiles
-        )
+        picture, decoder = load_image(args.image), TASKS[args.task].decoder
+        capacities = capacities_of(saved_config(args.workdir).data.mixture.to_dict(), decoder)
+        run = saved_run(args.workdir, args.strategy, [decoder])
+        with timed("load", args.measure):
+            model = saved_model(args.workdir, run, args.dtype)
+        options = {"generated": args.generate, "max_tiles": args.max_tiles}
+        with timed("compile and look", args.measure):
+            seen, asked = predict(run, model, picture, asked, capacities, **options)
     except (DataError, ValueError, FileNotFoundError) as error:
         print(f"launch.predict: {error}", file=sys.stderr)
         return 2

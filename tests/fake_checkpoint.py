@@ -5,7 +5,8 @@
     python -m tests.fake_checkpoint --to FOLDER --small    # as many, with widths about a thirtieth, 75 MB
 
 Names, shapes and dtypes of the 7B are a list that was taken from the official code, not from our tables. The
-value of a tensor follows from its name and the seed, so that it need not be kept to be compared.
+value of a tensor follows from its name and the seed, so that it need not be kept to be compared. The
+tokenizer is the tiny one: the vocabulary has rows that no text needs, as padded ones of real checkpoints.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import lzma
 import math
 import pathlib
 import re
+import shutil
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +23,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
+
+from data_pipelines.train_tokenizer import TINY_TOKENIZER
 
 # Shape and dtype by name; the dtype as safetensors calls it.
 Listed = dict[str, tuple[tuple[int, ...], str]]
@@ -121,7 +125,7 @@ def write(
     shard_bytes: int = 10**9,
     seed: int = 0,
 ) -> None:
-    """Shards, index and config.json; one shard is in memory at a time."""
+    """Shards, index, config.json and tokenizer; one shard is in memory at a time."""
     folder.mkdir(parents=True)
     shards: list[list[str]] = [[]]
     room = shard_bytes
@@ -139,6 +143,7 @@ def write(
         where |= dict.fromkeys(names, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(TINY_TOKENIZER / "tokenizer.model", folder)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 """The released 7B at full size, in and out: written with random values, converted, exported and compared.
 
     python -m tests.full_size --folder FOLDER        # needs 45 GB of disk; what it writes is removed again
+    python -m tests.full_size --folder FOLDER --keep # but the converted model, which launch.predict can load
 
 The export streams into the comparison, which takes each wanted value from the seed and not from the file that
 was converted. Prints time and peak resident memory of each step; exits with 1 if a tensor differs in a bit or
@@ -9,16 +10,15 @@ the memory passes its bound.
 """
 
 import argparse
+import json
 import pathlib
-import resource
 import shutil
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
+from launch.cost import peak_memory, timed
+from launch.released import run_config
 from tests import fake_checkpoint
 from vllm2_jax.convert.checkpoint import free_bytes
 from vllm2_jax.train.exporting import Export
@@ -27,19 +27,6 @@ from vllm2_jax.train.streaming import write_orbax
 
 DISK = 45 * 10**9
 MEMORY = 6 * 2**30
-
-
-def peak() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextmanager
-def timed(step: str) -> Iterator[None]:
-    """Prints what a step took."""
-    start = time.monotonic()
-    yield
-    print(f"{step}: {time.monotonic() - start:.0f} s, peak memory {peak() / 2**30:.2f} GiB", flush=True)
 
 
 def compare(export: Export, listed: fake_checkpoint.Listed) -> list[str]:
@@ -64,6 +51,7 @@ def main() -> int:
     )
     parser.add_argument("--folder", required=True, type=pathlib.Path, help="must not exist")
     parser.add_argument("--small", action="store_true", help="small widths: a try of the program itself")
+    parser.add_argument("--keep", action="store_true", help="leave FOLDER/converted if all is equal")
     args = parser.parse_args()
     if args.folder.exists():
         parser.error(f"{args.folder} exists; give a folder that does not")
@@ -73,23 +61,25 @@ def main() -> int:
     listed = fake_checkpoint.small() if args.small else fake_checkpoint.released_7b()
     config = fake_checkpoint.CONFIG_SMALL if args.small else fake_checkpoint.CONFIG_7B
     official, ours = args.folder / "official", args.folder / "converted"
+    wrong = ["not compared"]
     try:
         with timed("write"):
             fake_checkpoint.write(official, listed, config)
         with timed("open and check"):
             released = open_released(official)
         with timed(f"convert {released.size / 1e9:.2f} G parameters"):
-            write_orbax(released, ours)
+            asked = run_config(released.config, tokenizer=str(ours.absolute()))
+            write_orbax(released, ours, run_config=json.loads(asked.to_json_best_effort()))
         size = sum(file.stat().st_size for file in args.folder.rglob("*") if file.is_file())
         print(f"disk: {size / 1e9:.1f} GB")
         with timed(f"export and compare {len(listed):,} tensors"):
             wrong = compare(Export.plan(ours, reopen(ours)), listed)
     finally:
-        shutil.rmtree(args.folder, ignore_errors=True)
+        shutil.rmtree(official if args.keep and not wrong else args.folder, ignore_errors=True)
     print("\n".join(wrong) or f"all {len(listed):,} tensors are equal bit by bit")
-    if peak() > MEMORY:
-        print(f"peak memory {peak() / 2**30:.2f} GiB is more than {MEMORY / 2**30:.0f} GiB")
-    return 1 if wrong or peak() > MEMORY else 0
+    if too_much := peak_memory() > MEMORY:
+        print(f"peak memory {peak_memory() / 2**30:.2f} GiB is more than {MEMORY / 2**30:.0f} GiB")
+    return 1 if wrong or too_much else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model with its weights, from a folder or from the hub, straight into sharded arrays."""
 
+import dataclasses
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,13 +17,18 @@ from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.sharding.partition import shardings, with_shardings
 from vllm2_jax.sharding.strategies import Strategy
 from vllm2_jax.train.checkpoint import load_weights
-from vllm2_jax.train.released import open_released, reopen
+from vllm2_jax.train.released import COMPONENTS, Released, open_released, reopen
 
 SMALL_FILES = ("*.json", "*.model")  # of a repository: config, index, tokenizer
 
 
 def from_pretrained(
-    source: str | pathlib.Path, *, mesh: Mesh, strategy: Strategy, dtype: DTypeLike = "bfloat16"
+    source: str | pathlib.Path,
+    *,
+    mesh: Mesh,
+    strategy: Strategy,
+    dtype: DTypeLike = "bfloat16",
+    decoders: Collection[str] | None = None,
 ) -> VisionLLMv2:
     """The model of a checkpoint, sharded over `mesh`. Also `VisionLLMv2.from_pretrained`.
 
@@ -31,22 +38,51 @@ def from_pretrained(
         downloaded first; a broken download goes on where it stopped.
       mesh, strategy: where arrays go.
       dtype: of all parameters.
+      decoders: those that the model shall have, such as ("grounding_dino",); None takes all.
 
     Raises:
       ConversionError: the folder is damaged or does not fit; lists everything. Or there is no such folder and
-        no such repository.
+        no such repository, or it lacks one of the decoders.
     """
     folder = pathlib.Path(source)
     if not folder.is_dir():
         folder = download(str(source))
     converted = (folder / "0" / "state").is_dir()
-    released = reopen(folder) if converted else open_released(folder)
+    released = _reopen(folder, decoders) if converted else _open(folder, decoders)
     abstract: Any = jax.eval_shape(lambda: VisionLLMv2(released.config, rngs=Rngs(0)))
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
     model = with_shardings(abstract, shardings(abstract, mesh, strategy.rules))
     if converted:
         return load_weights(folder, model)
     return visionllmv2.load(released.tensors, model, released.config)
+
+
+def _reopen(folder: pathlib.Path, decoders: Collection[str] | None) -> Released:
+    """A converted folder with some of its decoders."""
+    released = reopen(folder)
+    if decoders is None:
+        return released
+    found = released.config.decoders
+    _all_there(folder, decoders, found)
+    config = dataclasses.replace(released.config, decoders={name: found[name] for name in decoders})
+    return dataclasses.replace(released, config=config)
+
+
+def _open(folder: pathlib.Path, decoders: Collection[str] | None) -> Released:
+    """A folder in the official layout with some of its decoders."""
+    if decoders is None:
+        return open_released(folder)
+    others = [part for part in COMPONENTS.values() if not part.startswith("decoders/")]
+    released = open_released(folder, [*others, *(f"decoders/{name}" for name in decoders)])
+    _all_there(folder, decoders, released.config.decoders)
+    return released
+
+
+def _all_there(folder: pathlib.Path, wanted: Collection[str], found: Collection[str]) -> None:
+    if missing := sorted(set(wanted) - set(found)):
+        raise ConversionError(
+            f"{folder} has no decoder {', '.join(missing)}; it has {', '.join(found) or 'none'}"
+        )
 
 
 def download(repository: str) -> pathlib.Path:

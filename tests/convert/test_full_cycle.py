@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small checkpoint in the official layout: converted, loaded, exported; and every way it can be damaged."""
+"""A small checkpoint in the official layout: converted, loaded, exported."""
 
-import errno
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -15,21 +13,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
 from launch import build
-from launch.generate import saved_config
 from launch.released import run_config
+from launch.saved import saved_config
 from tests import fake_checkpoint
+from tests.convert.small_official import write
 from vllm2_jax.convert import checkpoint, visionllmv2
 from vllm2_jax.convert.official import model_config
 from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.model import VisionLLMv2
-from vllm2_jax.nn.paths import flatten_paths
 from vllm2_jax.nn.rngs import Rngs
-from vllm2_jax.pretrained import from_pretrained
+from vllm2_jax.pretrained import download, from_pretrained
 from vllm2_jax.sharding.mesh import make_mesh
 from vllm2_jax.sharding.strategies import STRATEGIES
 from vllm2_jax.train import exporting, streaming
@@ -37,48 +34,7 @@ from vllm2_jax.train.checkpoint import load_weights
 from vllm2_jax.train.exporting import Export, write_official
 from vllm2_jax.train.released import open_released, reopen
 
-CONFIG = {
-    "vis_encoder_config": {
-        **{"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32},
-        **{"image_size": 28, "patch_size": 14},
-    },
-    "llm_config": {
-        **{"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48},
-        **{"num_key_value_heads": 2, "vocab_size": 40, "rms_norm_eps": 1e-5},
-    },
-    "vis_output_layer": -2,
-    "vl_bridge_type": "mlp2x_gelu",
-    "num_embs": 4,
-    "num_embs_gen": 8,
-}
-SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-INDEX = "model.safetensors.index.json"
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def tensors():
-    """Official names and random bfloat16 arrays."""
-    config = model_config(CONFIG, {"llm.model.embed_tokens.weight": (40, 24)})
-    leaves, treedef = flatten_paths(jax.eval_shape(lambda: VisionLLMv2(config, rngs=Rngs(0))))
-    rng = np.random.default_rng(0)
-    model = jax.tree.unflatten(
-        treedef, [rng.normal(size=leaf.shape).astype(ml_dtypes.bfloat16) for leaf in leaves.values()]
-    )
-    return visionllmv2.export(model, config)
-
-
-def write(folder: pathlib.Path, tensors, copies=()):
-    """Two shards, an index and a config; `copies` are in both shards."""
-    folder.mkdir()
-    names = sorted(tensors)
-    halves = (names[::2], [*names[1::2], *copies])
-    for shard, keys in zip(SHARDS, halves, strict=True):
-        save_file({key: np.ascontiguousarray(tensors[key]) for key in keys}, folder / shard)
-    where = {key: shard for shard, keys in zip(SHARDS, halves, strict=True) for key in keys}
-    (folder / INDEX).write_text(json.dumps({"weight_map": where}))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return folder
 
 
 def test_there_and_back_is_equal_bit_by_bit(tmp_path, tensors):
@@ -106,90 +62,6 @@ def test_training_starts_from_converted_weights(tmp_path, tensors):
     got = visionllmv2.export(loaded, released.config)
     for key, want in tensors.items():
         np.testing.assert_array_equal(got[key], want.astype(np.float32), key)
-
-
-def test_one_error_lists_every_misfit(tmp_path, tensors):
-    wrong = dict(tensors)
-    del wrong["vl_bridge.0.bias"]
-    wrong["vl_bridge.9.bias"] = np.zeros(3, np.float32)
-    wrong["llm.model.norm.weight"] = np.zeros(25, np.float32)
-    wrong["llm.lm_head.weight"] = np.zeros((40, 24), np.int64)
-    with pytest.raises(ConversionError) as error:
-        open_released(write(tmp_path / "official", wrong))
-    text = str(error.value)
-    for line in (
-        "missing: vl_bridge.0.bias",
-        "unknown: vl_bridge.9.bias",
-        "misshapen: llm.model.norm.weight",
-        "wrong dtype: llm.lm_head.weight",
-    ):
-        assert line in text
-
-
-def test_damaged_files_are_listed_together(tmp_path, tensors):
-    twice = sorted(tensors)[0]
-    folder = write(tmp_path / "official", tensors, copies=[twice])
-    shard = folder / SHARDS[1]
-    shard.write_bytes(shard.read_bytes()[:-10])
-    with pytest.raises(ConversionError) as error:
-        checkpoint.open_checkpoint(folder)
-    assert f"truncated: {SHARDS[1]}" in str(error.value)
-    assert f"duplicated: {twice}" in str(error.value)
-
-
-def test_index_that_names_another_tensor(tmp_path, tensors):
-    folder = write(tmp_path / "official", tensors)
-    index = json.loads((folder / INDEX).read_text())
-    index["weight_map"]["nowhere"] = SHARDS[0]
-    (folder / INDEX).write_text(json.dumps(index))
-    with pytest.raises(ConversionError, match="wrong index: nowhere"):
-        checkpoint.open_checkpoint(folder)
-
-
-def test_interrupted_run_leaves_nothing_and_can_be_repeated(tmp_path, tensors):
-    released = open_released(write(tmp_path / "official", tensors))
-
-    def stop(size: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        streaming.write_orbax(released, tmp_path / "ours", report=stop)
-    assert not list(tmp_path.glob("ours*"))
-    streaming.write_orbax(released, tmp_path / "ours")
-    with pytest.raises(ConversionError, match="exists"):
-        streaming.write_orbax(released, tmp_path / "ours")
-
-
-def test_damage_and_misfits_are_one_list(tmp_path, tensors):
-    wrong = dict(tensors) | {f"vl_bridge.{i}.bias": np.zeros(3, np.float32) for i in (98, 99)}
-    del wrong["llm.lm_head.weight"]
-    folder = write(tmp_path / "official", wrong)
-    (folder / SHARDS[1]).write_bytes(b"x")
-    with pytest.raises(ConversionError) as error:
-        open_released(folder)
-    lines = str(error.value).splitlines()[1:]
-    assert any(line.startswith(f"  truncated: {SHARDS[1]}") for line in lines)
-    # What the broken shard holds is not said to be missing; the tensor that is in no shard is.
-    missing = [line for line in lines if line.startswith("  missing")]
-    assert len(missing) == 1 and "llm.lm_head.weight" in missing[0]
-    assert sum("unknown: vl_bridge.9" in line for line in lines) == 1  # one of the two can be seen
-
-
-@pytest.mark.parametrize(
-    "full", [OSError(errno.ENOSPC, "x"), ValueError(f"tensorstore: {os.strerror(errno.ENOSPC)}")]
-)
-def test_disk_that_fills_up(tmp_path, tensors, full):
-    released = open_released(write(tmp_path / "official", tensors))
-
-    def report(size: int) -> None:
-        raise full
-
-    with pytest.raises(ConversionError, match="is full"):
-        streaming.write_orbax(released, tmp_path / "ours", report=report)
-    streaming.write_orbax(released, tmp_path / "ours")
-    with pytest.raises(ConversionError, match="is full"):
-        write_official(Export.plan(tmp_path / "ours", released), tmp_path / "back", report=report)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["official", "ours"]
 
 
 PEFT = "llm.base_model.model."
@@ -318,13 +190,42 @@ def test_a_repository_of_the_hub(tmp_path, tensors, monkeypatch, cached):
     np.testing.assert_array_equal(model.llm.head[...], head.T)
 
 
-def test_full_disk_is_seen_before_writing(tmp_path, tensors, monkeypatch):
-    released = open_released(write(tmp_path / "official", tensors))
-    assert checkpoint.free_bytes(tmp_path / "not" / "there") <= shutil.disk_usage(tmp_path).total
-    monkeypatch.setattr(streaming, "free_bytes", lambda folder: 1000)
-    with pytest.raises(ConversionError, match="GB free"):
-        streaming.write_orbax(released, tmp_path / "ours")
-    assert not list(tmp_path.glob("ours*"))
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_what_is_downloaded(tmp_path, tensors, monkeypatch, kind):
+    """Of both kinds of weights one; the download itself is the hub's: it resumes and shows its progress."""
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot_download(repository, *, allow_patterns):
+        asked.append((repository, allow_patterns))
+        folder = tmp_path / "snapshot"
+        folder.mkdir(exist_ok=True)
+        if f"*.{kind}" in allow_patterns:
+            (folder / f"model.{kind}").touch()
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert download("some/model") == tmp_path / "snapshot"
+    wanted = ["*.safetensors"] + ["*.bin"] * (kind == "bin")
+    assert asked == [("some/model", ["*.json", "*.model", weights]) for weights in wanted]
+    shutil.rmtree(tmp_path / "snapshot")
+    kind = "h5"
+    with pytest.raises(ConversionError, match="neither safetensors nor"):
+        download("some/model")
+
+
+def test_from_pretrained_of_a_repository(tmp_path, tensors, monkeypatch):
+    import huggingface_hub
+
+    folder = write(tmp_path / "snapshot", tensors)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(folder))
+    strategy = STRATEGIES["fsdp"]
+    mesh = make_mesh(strategy, jax.devices()[:2], {})
+    model = VisionLLMv2.from_pretrained("some/model", mesh=mesh, strategy=strategy, decoders=())
+    np.testing.assert_array_equal(model.llm.head[...], tensors["llm.lm_head.weight"].T)
+    with pytest.raises(ConversionError, match="has no decoder unipose; it has none"):
+        VisionLLMv2.from_pretrained("some/model", mesh=mesh, strategy=strategy, decoders=["unipose"])
 
 
 def test_components_take_a_part(tmp_path, tensors):

@@ -3,11 +3,16 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from tests import fake_checkpoint
+from vllm2_jax.convert.rules import ConversionError
+from vllm2_jax.pretrained import from_pretrained
+from vllm2_jax.sharding.mesh import make_mesh
+from vllm2_jax.sharding.strategies import STRATEGIES
 from vllm2_jax.train.exporting import Export, write_official
 from vllm2_jax.train.released import open_released
 from vllm2_jax.train.streaming import write_orbax
@@ -40,3 +45,15 @@ def test_there_and_back(tmp_path, official):
             assert (got.dtype, got.shape) == (want.dtype, want.shape), name
             np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8), name)
     assert not index["weight_map"]
+
+
+def test_decoders_that_are_not_wanted_are_not_loaded(official):
+    strategy = STRATEGIES["single"]
+    options = {"mesh": make_mesh(strategy, jax.devices()[:1], {}), "strategy": strategy}
+    model = from_pretrained(official, **options, decoders=["grounding_dino"])
+    assert list(model.decoders) == ["grounding_dino"]
+    name = "gdino.model.decoder.layer_norm.weight"
+    got = model.decoders["grounding_dino"].decoder.norm.scale[...]
+    np.testing.assert_array_equal(got, fake_checkpoint.value(name, got.shape, "BF16"))
+    with pytest.raises(ConversionError, match="no component decoders/painter"):
+        from_pretrained(official, **options, decoders=["painter"])

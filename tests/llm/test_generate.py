@@ -254,3 +254,20 @@ def test_bad_arguments_name_the_remedy(llm, queries):
         run(llm, queries[:3], plan(*ROWS))
     with pytest.raises(ValueError, match="at least 1"):
         run(llm, queries, plan(*ROWS), max_new=0)
+
+
+def test_padding_of_the_vocabulary_is_never_chosen(llm, queries):
+    prompt, valid = prompts(llm)
+    options = {"ids": IDS, "counts": COUNTS, "max_new": 6, "max_links": 1}
+    sampler = Sampler(temperature=5.0)
+    free, bound = (
+        generate(llm, queries, prompt, valid, jax.random.key(0), sampler, **options, vocab=vocab)
+        for vocab in (None, 30)
+    )
+    assert free.tokens.max() >= 30 > bound.tokens.max()
+    greedy = generate(llm, queries, prompt, valid, jax.random.key(0), **options, vocab=30)
+    best = generate(llm, queries, prompt, valid, jax.random.key(0), **options)
+    first = np.asarray(best.tokens[:, 0])
+    assert (first >= 30).any() and (greedy.tokens < 30).all()
+    # Where the best token was allowed, nothing changes.
+    np.testing.assert_array_equal(np.asarray(greedy.tokens[:, 0])[first < 30], first[first < 30])

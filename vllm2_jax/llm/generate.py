@@ -83,7 +83,7 @@ class State:
     n_links: Int[Array, " B"]
 
 
-@functools.partial(jax.jit, static_argnames=("ids", "counts", "max_new", "max_links", "stop"))
+@functools.partial(jax.jit, static_argnames=("ids", "counts", "max_new", "max_links", "stop", "vocab"))
 def generate(
     llm: Llama,
     queries: Float[Array, "Q D"],
@@ -97,6 +97,7 @@ def generate(
     max_new: int,
     max_links: int,
     stop: tuple[tuple[int, ...], ...] = (),
+    vocab: int | None = None,
 ) -> Generation:
     """Continues embedded prompts; compiled once for given shapes and sizes.
 
@@ -113,6 +114,8 @@ def generate(
       max_links: links a row whose states are kept.
       stop: token sequences that end a row like the end-of-sequence token. A text can be tokenised in more
         ways than one, so the decoded text is to be cut by `cut_at` as well.
+      vocab: tokens that the tokenizer has. Later rows of the head are never chosen: vocabularies are padded
+        to round sizes, and such rows mean nothing. None allows all.
 
     Raises:
       ValueError: a table of queries of another size, a budget below 1, an empty stop sequence.
@@ -127,7 +130,10 @@ def generate(
 
     def emit(state: State, hidden: jax.Array, active: jax.Array) -> State:
         """Rows that are `active` emit a token, read from their newest hidden state."""
-        chosen = choose(llm.logits(hidden), jax.random.fold_in(key, state.turn), state.lengths)
+        logits = llm.logits(hidden)
+        if vocab is not None:
+            logits = jnp.where(jnp.arange(logits.shape[1]) < vocab, logits, -jnp.inf)
+        chosen = choose(logits, jax.random.fold_in(key, state.turn), state.lengths)
         last = jnp.where(active, chosen, state.last)
         tokens = _put(state.tokens, (state.lengths,), last, active)
         lengths = state.lengths + active

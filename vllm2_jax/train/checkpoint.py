@@ -14,6 +14,7 @@ import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from vllm2_jax.sharding.partition import is_variable, path_name
 from vllm2_jax.train.state import TrainState
@@ -142,14 +143,20 @@ def save_weights(directory: str | pathlib.Path, model: nnx.Module) -> None:
         )
 
 
-def load_weights(directory: str | pathlib.Path, model: Model, fresh: str = "") -> Model:
+OF_MODEL: Any = object()  # see `load_weights`
+
+
+def load_weights(
+    directory: str | pathlib.Path, model: Model, fresh: str = "", *, dtype: DTypeLike | None = OF_MODEL
+) -> Model:
     """Replaces the parameters of a sharded model by those of another run or of a conversion.
 
     Args:
       directory: the workdir of a run (its newest step is taken) or a folder written by `save_weights`.
-      model: has the shapes and shardings to load into; what was trained and what frozen there does not
-        matter.
+      model: has the shapes and shardings to load into, and may be abstract; what was trained and what frozen
+        there does not matter. Parts of the folder that it lacks are not read.
       fresh: regex; parameters whose path it finds stay as they are if the folder lacks them.
+      dtype: of what is loaded: None keeps what is stored, the default takes that of `model`.
 
     Raises:
       FileNotFoundError: no checkpoint in the folder.
@@ -169,7 +176,8 @@ def load_weights(directory: str | pathlib.Path, model: Model, fresh: str = "") -
         node = target.setdefault(place[path], {})
         for name in path.split("/"):
             node = node.setdefault(name, {})
-        node["value"] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        kind = leaf.dtype if dtype is OF_MODEL else dtype or found[place[path]][path].dtype
+        node["value"] = jax.ShapeDtypeStruct(leaf.shape, kind, sharding=leaf.sharding)
     with ocp.PyTreeCheckpointer() as reader:
         args = ocp.args.PyTreeRestore(
             item=target,
