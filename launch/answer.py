@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -82,19 +82,7 @@ class Answerer:
         # Prompts that are too long raise: an answer to half a question is worth nothing.
         self.spec = dataclasses.replace(run.spec, truncate=False, strict=True)
         self.shape = TaskShape(rows=1, tiles=config.tiles, regions=config.regions)
-        ids = run.tokenizer.ids
-        ending = stop_id(run.tokenizer, run.spec.format)
-        stop = [tuple(run.tokenizer.encode(text)) for text in config.stop]
-        self._generate = jax.jit(
-            functools.partial(
-                _generate,
-                ids=ids,
-                max_new=config.max_new,
-                max_links=config.max_links,
-                stop=tuple(stop if ending == ids.eos else [*stop, (ending,)]),
-                vocab=run.tokenizer.vocab_size,
-            )
-        )
+        self._generate = jax.jit(generation(run, config))
 
     def __call__(self, model: VisionLLMv2, examples: Sequence[Example]) -> list[Answer]:
         """The answers, in the order of the examples; every host passes the same ones.
@@ -144,6 +132,20 @@ class Answerer:
         sizes = [self.run.model.queries.of(link.bank) for link in links]
         kept = () if states is None else tuple(states[i, :size] for i, size in enumerate(sizes))
         return Answer(text, bool(finished), tuple(link.token for link in links), marked, kept)
+
+
+def generation(run: Run, config: AnswerConfig) -> Callable[..., Generation]:
+    """`(model, inputs, key, sampler) -> Generation` for a run's tokenizer and format, to be compiled."""
+    ids = run.tokenizer.ids
+    ending = stop_id(run.tokenizer, run.spec.format)
+    stop = [tuple(run.tokenizer.encode(text)) for text in config.stop]
+    return functools.partial(
+        _generate,
+        ids=ids,
+        max_new=config.max_new,
+        max_links=config.max_links,
+        stop=tuple(stop if ending == ids.eos else [*stop, (ending,)]),
+    )
 
 
 def _generate(

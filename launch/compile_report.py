@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from launch.build import Run
+from launch.programs import Job, Weights
 from launch.roofline import Roofline, roofline
 from vllm2_jax.sharding.chips import Chip
 from vllm2_jax.sharding.collectives import Total, collectives, totals
@@ -52,10 +54,10 @@ class Report:
       devices: of the mesh.
       chip: facts of the chip, None for a CPU without `--chip`.
       memory: of a device; None if the program does not fit.
-      state: bytes of params, frozen params and optimizer state on a device, by their shardings.
+      state: bytes of weights and moments on a device, by their shardings.
       problem: what the compiler said where the program does not fit.
-      model_flops: that the model needs in one step, on all devices.
-      flops, bytes: products, and traffic with the main memory, of one device in one step.
+      model_flops: that the model needs in one run, on all devices.
+      flops, bytes: products, and traffic with the main memory, of one device in one run.
       collectives: by kind and mesh axes.
       by_part: part of the model -> its share of flops, bytes and sent bytes on a device.
       times: roofline; None without a chip.
@@ -103,37 +105,41 @@ class Report:
         return found
 
 
-def state_bytes(run: Run) -> dict[str, int]:
-    """Bytes of each part of the train state on one device."""
-    rules, other = run.strategy.rules, run.strategy.optimizer_rules
-    parts = {"params": rules, "frozen": rules, "opt_state": other}
+def weight_bytes(weights: Weights, mesh: Mesh) -> dict[str, int]:
+    """Bytes of each part of a job's weights and moments on one device."""
     return {
-        name: sum(
-            bytes_per_chip(leaf, run.mesh)
-            for leaf in placements(getattr(run.plan.abstract, name), run.mesh, rules)
-        )
-        for name, rules in parts.items()
+        name: sum(bytes_per_chip(leaf, mesh) for leaf in placements(tree, mesh, rules))
+        for name, (tree, rules) in weights.items()
     }
 
 
-def check_state(run: Run, hbm: float) -> None:
-    """Raises ValueError if the train state alone is more than a device holds; names what is largest."""
-    found = state_bytes(run)
+def check_weights(weights: Weights, mesh: Mesh, hbm: float) -> None:
+    """Raises ValueError if weights and moments alone are more than a device holds; names what is largest."""
+    found = weight_bytes(weights, mesh)
     if sum(found.values()) <= hbm:
         return
     by_module: dict[str, tuple[int, bool]] = {}
-    for leaf in placements(run.plan.abstract.params, run.mesh, run.strategy.rules):
-        module = leaf.path.split("/")[0]
-        size, whole = by_module.get(module, (0, True))
-        by_module[module] = size + bytes_per_chip(leaf, run.mesh), whole and not any(leaf.spec)
+    for tree, rules in weights.values():
+        for leaf in placements(tree, mesh, rules):
+            module = _module(leaf.path)
+            size, whole = by_module.get(module, (0, True))
+            by_module[module] = size + bytes_per_chip(leaf, mesh), whole and not any(leaf.spec)
     module, (size, whole) = max(by_module.items(), key=lambda entry: entry[1][0])
     raise ValueError(
-        f"the train state takes {readable(sum(found.values()))} on each device, which has "
+        f"the state takes {readable(sum(found.values()))} on each device, which has "
         f"{readable(int(hbm))}: {', '.join(f'{name} {readable(size)}' for name, size in found.items())}. "
-        f"Largest are the parameters of {module!r}, {readable(size)}"
+        f"Largest is {module!r} with {readable(size)}"
         + (", whole on every device" if whole else "")
-        + "; take a strategy that splits them (fsdp, fsdp_tp), a bigger slice, or train less of the model"
+        + "; take a strategy that splits it (fsdp, fsdp_tp), a bigger slice, or train less of the model"
     )
+
+
+def _module(path: str) -> str:
+    """The sub-model that a leaf belongs to: "llm/layers", "vision", "decoders/unipose", ..."""
+    keys = path.split("/")
+    # ".../mu/llm/layers/..." of an optimizer -> the parameter's own path
+    keys = keys[next((i + 1 for i, key in enumerate(keys) if key in ("mu", "nu")), 0) :]
+    return "/".join(keys[: 2 if keys[0] in ("decoders", "llm") else 1])
 
 
 def analyse(run: Run, program: Any, chip: Chip | None) -> dict[str, Any]:
@@ -168,9 +174,9 @@ def analyse(run: Run, program: Any, chip: Chip | None) -> dict[str, Any]:
     }
 
 
-def markdown(report: Report) -> str:
-    """The report as people read it."""
-    lines = [f"# {report.title}", ""]
+def markdown(report: Report, *, command: str = "") -> str:
+    """The report as people read it, with the command that made it."""
+    lines = [f"# {report.title}", "", *([f"    {command}", ""] if command else [])]
     lines += _table(("what", "value"), [(name, str(value)) for name, value in report.facts.items()])
     lines += ["", "## Memory of a device", ""]
     rows = [(name, readable(size)) for name, size in report.state.items()]
@@ -191,7 +197,7 @@ def markdown(report: Report) -> str:
             ("headroom", readable(int(report.hbm - memory.total))),
         ]
     lines += _table(("part", "size"), rows)
-    lines += ["", "## Work of a step", ""]
+    lines += ["", "## Work of one run", ""]
     useful = report.model_flops / report.devices
     lines += _table(
         ("what", "on a device"),
@@ -235,8 +241,8 @@ def _times(report: Report, times: Roofline) -> list[str]:
         )
     ]
     rows += [
-        row("**step, communication beside computation**", times.best),
-        row("**step, one after the other**", times.worst),
+        row("**all, communication beside computation**", times.best),
+        row("**all, one after the other**", times.worst),
     ]
     return _table(("what", "time", "MFU"), rows)
 
@@ -246,44 +252,43 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def explain(run: Run, report: Report, stored: Mapping[str, Sequence[jax.ShapeDtypeStruct]]) -> str:
+def explain(run: Run, job: Job, report: Report, stored: Mapping[str, Sequence[jax.ShapeDtypeStruct]]) -> str:
     """What costs most: parameters by module, activations, work and communication by part of the model.
 
     Args:
-      run, report: of one program.
-      stored: `abstract.activations`; all of them are split like the batch.
+      run, job, report: of one program.
+      stored: `programs.kept`; all of them are split like the batch.
     """
     rows: dict[str, dict[str, int]] = {}
-    rules = {"params": run.strategy.rules, "frozen": run.strategy.rules}
-    rules["opt_state"] = run.strategy.optimizer_rules
-    for name, rule in rules.items():
-        for leaf in placements(getattr(run.plan.abstract, name), run.mesh, rule):
-            path = leaf.path.split("/")
+    for name, (tree, rules) in job.weights.items():
+        for leaf in placements(tree, run.mesh, rules):
             if not leaf.shape:
                 continue  # a counter
-            if name == "opt_state":  # ".../mu/llm/layers/..." -> the parameter's own path
-                path = path[next((i + 1 for i, key in enumerate(path) if key in ("mu", "nu")), 0) :]
-            module = "/".join(path[: 2 if path[0] in ("decoders", "llm") else 1])
-            entry = rows.setdefault(module, dict.fromkeys(("numbers", *rules), 0))
+            entry = rows.setdefault(_module(leaf.path), dict.fromkeys(("numbers", *job.weights), 0))
             entry[name] += bytes_per_chip(leaf, run.mesh)
             entry["numbers"] += math.prod(leaf.shape) if name != "opt_state" else 0
     lines = ["## Parameters by module, on a device", ""]
     lines += _table(
-        ("module", "numbers in all", "params", "frozen", "opt_state"),
+        ("module", "numbers in all", *job.weights),
         [
-            (module, f"{entry['numbers']:,}", *(readable(entry[name]) for name in rules))
+            (module, f"{entry['numbers']:,}", *(readable(entry[name]) for name in job.weights))
             for module, entry in sorted(rows.items(), key=lambda row: -row[1]["numbers"])
         ],
     )
     shards = batch_shards(run.mesh, run.strategy.rules)
-    lines += ["", "## Stored for the backward pass, on a device", ""]
+    if stored:
+        lines += ["", "## Stored for the backward pass, on a device", ""]
     sizes = {part: [x.size * x.dtype.itemsize // shards for x in some] for part, some in stored.items()}
-    lines += _table(
-        ("part", "arrays", "size", "the largest"),
-        [
-            (part, str(len(some)), readable(sum(some)), f"{_shape(stored[part][0])}: {readable(some[0])}")
-            for part, some in sorted(sizes.items(), key=lambda row: -sum(row[1]))
-        ],
+    lines += (
+        []
+        if not stored
+        else _table(
+            ("part", "arrays", "size", "the largest"),
+            [
+                (part, str(len(some)), readable(sum(some)), f"{_shape(stored[part][0])}: {readable(some[0])}")
+                for part, some in sorted(sizes.items(), key=lambda row: -sum(row[1]))
+            ],
+        )
     )
     if report.by_part:
         lines += ["", "## Work by part, on a device", ""]
@@ -301,23 +306,34 @@ def _shape(x: jax.ShapeDtypeStruct) -> str:
     return f"{x.dtype}[{', '.join(map(str, x.shape))}] in all"
 
 
-def facts(run: Run, config: Any, batch: Any) -> dict[str, Any]:
+def facts(run: Run, job: Job, config: Any) -> dict[str, Any]:
     """What was compiled."""
-    rows = sum(task.labels.shape[1] for task in batch.values())
     sizes = ", ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items())
     count = {
-        part: sum(x.size for x in jax.tree.leaves(getattr(run.plan.abstract, part)))
-        for part in ("params", "frozen")
+        name: sum(x.size for x in jax.tree.leaves(tree))
+        for name, (tree, _) in job.weights.items()
+        if name != "opt_state"
     }
+    remat = {**config.remat, **_remat_of(config.model.decoders)}
     return {
         "devices": f"{run.mesh.size} in {count_slices(list(run.mesh.devices.flat))} slice(s)",
         "strategy": f"{config.sharding.strategy}: {sizes}",
-        "parameters": f"{count['params']:,} trained, {count['frozen']:,} frozen",
-        "batch": f"{config.data.groups} groups of {rows} rows of {config.data.length} columns",
-        "tasks": ", ".join(batch),
-        "schedule": f"{config.step.schedule}, accumulate {config.step.accumulate}",
-        "remat": ", ".join(f"{part} {policy}" for part, policy in config.remat.items()),
+        "parameters": ", ".join(f"{number:,} {_SAID.get(name, name)}" for name, number in count.items()),
+        **job.facts,
+        "remat": ", ".join(f"{part} {policy}" for part, policy in remat.items()),
         "attention": config.attention,
         "loss chunk": config.loss_chunk,
         "dtype": f"{config.dtype}, frozen {config.frozen_dtype}",
     }
+
+
+_SAID = {"params": "trained", "frozen": "frozen", "weights": "in all"}
+
+
+def _remat_of(decoders: Any) -> dict[str, str]:
+    """What decoders keep, where their configs say it."""
+    found = {}
+    for name, sizes in decoders.items():
+        if policy := sizes.get("remat") or sizes.get("unet", {}).get("remat"):
+            found[name] = policy
+    return found

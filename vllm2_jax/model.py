@@ -203,15 +203,28 @@ class VisionLLMv2(nnx.Module):
             mine, right, number = (x.sum() for x in sums)
             watch[f"{task}/lm"], watch[f"{task}/accuracy"] = (mine, number), (right, number)
         for name in sorted({name for task in tasks for name in batch[task].targets}):
-            self._need(name)
-            mine = [task for task in tasks if name in batch[task].targets]
-            found = [(links.read(rows[task], batch[task]), batch[task].targets[name]) for task in mine]
-            states, targets = jax.tree.map(_join_rows, *found)
-            # By name, not by place: a decoder draws the same numbers whatever else is in the batch.
-            own = jax.random.fold_in(jax.random.key(0) if key is None else key, sum(name.encode()))
-            for term, value in self.decoders[name].loss(states, targets, key=own).items():
-                terms[f"{name}/{term}"] = value
+            terms |= self.decoder_losses(name, rows, batch, key=key)
         return terms, watch
+
+    def decoder_losses(
+        self, decoder: str, hidden: Mapping[str, jax.Array], batch: Batch, *, key: jax.Array | None = None
+    ) -> dict[str, Weighted]:
+        """Loss terms `<decoder>/<term>` of one decoder over the tasks that call it.
+
+        Args:
+          decoder: its name.
+          hidden: task name -> hidden states of its rows, [G, r, L, D].
+          batch: the rows; tasks without targets for this decoder are not read.
+          key: as in `losses`.
+        """
+        self._need(decoder)
+        mine = [task for task in batch if decoder in batch[task].targets]
+        found = [(links.read(hidden[task], batch[task]), batch[task].targets[decoder]) for task in mine]
+        states, targets = jax.tree.map(_join_rows, *found)
+        # By name, not by place: a decoder draws the same numbers whatever else is in the batch.
+        own = jax.random.fold_in(jax.random.key(0) if key is None else key, sum(decoder.encode()))
+        terms = self.decoders[decoder].loss(states, targets, key=own)
+        return {f"{decoder}/{term}": value for term, value in terms.items()}
 
     def predict(self, rows: TaskRows, decoder: str, *, key: jax.Array | None = None) -> Any:
         """What a decoder makes of one task's rows whose answers are there already (teacher forcing).

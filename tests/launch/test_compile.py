@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports about programs for devices that are not there: numbers add up, errors say what to change."""
 
+import dataclasses
 import json
 import re
+import xml.etree.ElementTree
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
 from launch import compile as aot
-from launch.abstract import abstract_batch, activations
+from launch import executables
+from launch import sweep as sweeps
+from launch.abstract import abstract_batch
 from launch.build import build_run
-from launch.compile_report import check_state, explain, markdown, state_bytes
+from launch.chart import chart
+from launch.compile_report import Memory, Report, check_weights, explain, markdown, weight_bytes
+from launch.programs import kept, make_job
 from launch.roofline import Roofline
 from tests.distributed.tiny import host_batch, tiny_config
+from vllm2_jax.sharding.chips import find_chip
 
 
 def config(**overrides):
@@ -30,7 +38,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def compiled():
-    return aot.compile_report(small(), chip="v5e")
+    return aot.compiled(small(), chip="v5e")
 
 
 def test_the_batch_is_the_one_that_the_data_gives():
@@ -42,7 +50,7 @@ def test_the_batch_is_the_one_that_the_data_gives():
 
 
 def test_operations_are_those_of_the_model(compiled):
-    report, run = compiled
+    report, run = compiled.report, compiled.run
     # Two counts that share nothing: the traced program of the whole batch, the compiled one of a device.
     assert report.flops * run.mesh.size == pytest.approx(report.model_flops, rel=0.02)
     assert sum(part["flops"] for part in report.by_part.values()) == report.flops
@@ -52,15 +60,14 @@ def test_operations_are_those_of_the_model(compiled):
 
 @pytest.mark.slow
 def test_remat_shows_as_work_beyond_the_model():
-    report, _ = aot.compile_report(
-        config(**{"remat.llm": "full", "sharding.devices": "cpu:1", "data.groups": 1})
-    )
+    one = config(**{"remat.llm": "full", "sharding.devices": "cpu:1", "data.groups": 1})
+    report = aot.compiled(one).report
     assert 1.05 < report.flops / report.model_flops < 1.4  # the forward pass once more is at most a third
     assert report.times is None and report.chip is None
 
 
 def test_memory_holds_the_state(compiled):
-    report, run = compiled
+    report, run = compiled.report, compiled.run
     state = sum(report.state.values())
     shard = sum(
         np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -72,60 +79,116 @@ def test_memory_holds_the_state(compiled):
 
 
 def test_the_report_as_text_and_json(compiled):
-    report, run = compiled
+    report, run = compiled.report, compiled.run
     data = json.loads(json.dumps(report.to_json()))
     assert 0 < data["mfu_worst"] <= data["mfu_best"] < 1
     assert {row["kind"] for row in data["collectives"]} >= {"all-gather", "all-reduce"}
     text = markdown(report)
     assert "| strategy | fsdp: data=1, fsdp=2 |" in text and "| all-gather | fsdp |" in text
-    batch = abstract_batch(small(), run)
-    found = activations(run, batch)
+    found = kept(compiled.job, run)
     hidden = (2, 2, 96, 64)  # layers, rows, columns, width
     assert any(x.shape == hidden for x in found["llm"])
-    parts = explain(run, report, found)
+    parts = explain(run, compiled.job, report, found)
     assert "| llm/layers | 73,984 |" in parts
     assert re.search(r"\| llm \| \d+ \| [\d.]+ MiB \| float32\[", parts)
-    assert sum(state_bytes(run).values()) == sum(report.state.values())
+    assert weight_bytes(compiled.job.weights, run.mesh) == report.state
+
+
+def test_an_executable_is_saved_and_reused(compiled, tmp_path):
+    devices = list(compiled.run.mesh.devices.flat)
+    file = tmp_path / "step"
+    assert executables.save(file, compiled.program, devices, topology="cpu:2") > 10_000
+    loaded = executables.load(file, devices)
+    state = jax.jit(
+        lambda: jax.tree.map(lambda x: jnp.full(x.shape, 0.01, x.dtype), compiled.run.plan.abstract),
+        out_shardings=compiled.run.plan.shardings,
+    )
+    batch = jax.tree.map(
+        lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), compiled.job.arguments[1]
+    )
+    (first, _), (second, metrics) = (step(state(), batch) for step in (compiled.program, loaded))
+    assert float(metrics["finite"][0]) == 1
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again = aot.compiled(small(), chip="v5e", load=str(file), flops=1.0).report
+    assert again.collectives == compiled.report.collectives
+    with pytest.raises(ValueError, match=r"compiled for 2 devices of kind 'cpu' \(cpu:2\), these are 8"):
+        executables.load(file, jax.devices())
 
 
 def test_state_beyond_the_memory_is_named():
-    run = build_run(config(**{"sharding.strategy": "dp"}))
-    with pytest.raises(ValueError, match=r"parameters of 'llm'.*whole on every device; take a strategy"):
-        check_state(run, 2**20)
-    check_state(build_run(config(**{"sharding.strategy": "fsdp"})), 2**20)
+    def check(strategy):
+        run = build_run(config(**{"sharding.strategy": strategy}))
+        check_weights(make_job("train", config(), run).weights, run.mesh, 2**20)
+
+    with pytest.raises(ValueError, match=r"Largest is 'vision' with .*, whole on every device; take a"):
+        check("dp")
+    check("fsdp")
 
 
-def test_sweep_ranks_and_goes_on_after_errors(monkeypatch):
-    class Fake:
-        def __init__(self, groups):
-            self.memory, self.model_flops = object(), float(groups)
-            self.times = Roofline(1.0, 1.0, 1.0, 0.0, 0.0)
+def report(memory=2**30, seconds=1.0, problem=""):
+    stats = None if problem else Memory(memory, 0, 0, 0, 0)
+    times = None if problem else Roofline(seconds, 0.0, seconds, seconds / 2, 0.0)
+    return Report(
+        "", {}, 4, find_chip("v5e"), memory=stats, state={}, problem=problem, model_flops=1e13, times=times
+    )
 
-    def compile_report(one, *, chip):
+
+def test_sweep_ranks_and_goes_on_after_errors(capsys):
+    def compiled(one):
         if one.sharding.strategy == "dp":
             raise ValueError("does not divide")
-        return Fake(one.data.groups), None
+        if one.data.groups == 32:
+            return report(problem="Used 20G of 16G")
+        return report(seconds=1 / one.data.groups, memory=one.data.groups * 2**27)
 
-    monkeypatch.setattr(aot, "compile_report", compile_report)
-    monkeypatch.setattr(aot, "_line", lambda *entry: "")
-    ranking = aot.sweep(config(), ["sharding.strategy=fsdp|dp", "data.groups=8|16"])
-    assert [name for name, _ in ranking[:2]] == [
+    options = ["sharding.strategy=fsdp|dp", "data.groups=8|16|32"]
+    ranking = sweeps.sweep(config(), options, compiled)
+    assert [name for name, _ in ranking[:3]] == [
         "sharding.strategy=fsdp data.groups=16",
         "sharding.strategy=fsdp data.groups=8",
+        "sharding.strategy=fsdp data.groups=32",
     ]
-    assert [found for _, found in ranking[2:]] == ["does not divide"] * 2
+    assert [found for _, found in ranking[3:]] == ["does not divide"] * 3
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    text = sweeps.text(ranking)
+    assert "groups=32  does not fit: Used 20G of 16G" in text
+    assert text.endswith("smallest that fits: sharding.strategy=fsdp data.groups=16 (4 devices)\n")
+    drawn = xml.etree.ElementTree.fromstring(chart(ranking, "one & two"))
+    words = [node.text for node in drawn.iter() if node.text and node.tag.endswith("text")]
+    assert words[0] == "one & two" and "does not fit: Used 20G of 16G" in words
+    assert sum(node.tag.endswith("rect") for node in drawn.iter()) == 1 + 2 * 3
+
+
+def test_the_smallest_slice_is_the_first_that_fits():
+    ranking = [
+        ("64", dataclasses.replace(report(), devices=64)),
+        ("16", dataclasses.replace(report(), devices=16)),
+        ("8", dataclasses.replace(report(memory=2**40), devices=8)),
+        ("4", dataclasses.replace(report(problem="too big"), devices=4)),
+    ]
+    assert sweeps.smallest(ranking)[0] == "16"
+    assert sweeps.smallest(ranking[2:]) is None and "nothing fits" in sweeps.text(ranking[2:])
+
+
+def test_the_command_leaves_out_what_it_wrote():
+    given = ["--config", "a", "--out", "x", "--sweep=b=1|2", "--save=y", "--explain"]
+    assert aot.command(given) == "python -m launch.compile --config a '--sweep=b=1|2' --explain"
 
 
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: aot.sweep(config(), ["data.groups"]), r"not of the form key=value\|value"),
-        (lambda: aot.set_key(config(), "data.group", "8"), "no key 'data.group'"),
-        (lambda: aot.set_key(config(), "data.mixture", "8"), "cannot be swept"),
+        (lambda: sweeps.sweep(config(), ["data.groups"], report), r"not of the form key=value\|value"),
+        (lambda: sweeps.set_key(config(), "data.group", "8"), "no key 'data.group'"),
+        (lambda: sweeps.set_key(config(), "data.mixture", "8"), "cannot be swept"),
         (lambda: aot.choose_tasks(config(), ["pose"]), "no task pose; the mixture has caption, chat, region"),
-        (lambda: aot.compile_report(config(), chip="v9"), "unknown chip 'v9'; choose one of v4"),
-        (lambda: aot.compile_report(config(**{"data.groups": 6})), "6 groups do not split over 8"),
-        (lambda: aot.compile_report(config(**{"sharding.mesh": "fsdp=3"})), "do not divide the 8 devices"),
+        (lambda: aot.compiled(config(), chip="v9"), "unknown chip 'v9'; choose one of v4"),
+        (lambda: aot.compiled(config(**{"data.groups": 6})), "6 groups do not split over 8"),
+        (lambda: aot.compiled(config(**{"sharding.mesh": "fsdp=3"})), "do not divide the 8 devices"),
+        (lambda: aot.compiled(config(), program="predict"), "unknown program 'predict'; choose one of train"),
+        (lambda: aot.compiled(config(), program="unipose"), r"no task .* calls the decoder 'unipose'"),
+        (lambda: aot.compiled(config(**{"sharding.devices": "v5x:4x4"})), "no TPU topology 'v5x:4x4': the"),
     ],
 )
 def test_errors_say_what_to_change(run, message):

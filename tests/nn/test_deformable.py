@@ -8,10 +8,11 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tests.sharding.test_compiled import collectives
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.nn.deformable import DeformableAttention, sample, star
 from vllm2_jax.ops import sample_rows, sample_taps
+from vllm2_jax.sharding.collectives import collectives
+from vllm2_jax.sharding.program import parse
 
 SHAPES = ((5, 7), (3, 4), (1, 2))
 CELLS = sum(h * w for h, w in SHAPES)
@@ -168,7 +169,7 @@ def test_rows_and_heads_on_many_devices_need_no_collective(heads):
     with jax.set_mesh(mesh), axis_rules({"batch": "data", "heads": heads}):
         placed = [jax.device_put(x, sharding) for x in arrays]
         program = jax.jit(lambda *arrays: both(*arrays)).lower(*placed).compile()
-    assert collectives(program.as_text()) == {}
+    assert collectives(parse(program.as_text()), dict(mesh.shape)) == []
     for a, b in zip(jax.tree.leaves(program(*placed)), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -8,9 +8,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.optimize import linear_sum_assignment
 
-from tests.sharding.test_compiled import collectives
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.ops.matching import class_cost, l1_cost, match
+from vllm2_jax.sharding.collectives import collectives
+from vllm2_jax.sharding.program import parse
 
 RULES = {"batch": ("data", "fsdp")}
 
@@ -79,7 +80,7 @@ def test_devices_do_not_wait_for_each_other(sets):
         placed = jax.device_put(cost, NamedSharding(mesh, spec))
         rows = jax.device_put(valid, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
         program = jax.jit(matcher).lower(placed, rows).compile()
-        assert collectives(program.as_text()) == {}
+        assert collectives(parse(program.as_text()), dict(mesh.shape)) == []
         got = program(placed, rows)
         uneven = matched(cost.reshape(-1, 12, 5)[:3], valid[:3])  # 3 rows for 8 devices
     for found, costs in zip(np.asarray(got).reshape(-1, 8, 5), cost.reshape(-1, 8, 12, 5), strict=True):

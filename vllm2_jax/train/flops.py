@@ -18,8 +18,9 @@ from vllm2_jax.sharding.costs import valid_pairs
 def count_flops(run: Callable, *arguments: Any) -> float:
     """Multiplications and additions of all products in `run(*arguments)`; arguments may be abstract.
 
-    Of a conditional the most expensive branch counts, of a loop of unknown length one turn. Kernels that are
-    no XLA (Pallas) do not count: trace with `attention="xla"`.
+    Of a conditional the most expensive branch counts, of a loop of unknown length one turn. Where the
+    platform decides (`nn.deformable` reads by products on a TPU) the model needs no more than the cheapest.
+    Kernels that are no XLA (Pallas) do not count: trace with `attention="xla"`.
     """
     return _jaxpr(jax.make_jaxpr(run)(*arguments).jaxpr)
 
@@ -37,7 +38,8 @@ def _equation(equation: JaxprEqn) -> float:
     if name == "conv_general_dilated":
         return _convolution(equation)
     if name == "cond":
-        return max(_jaxpr(branch.jaxpr) for branch in params["branches"])
+        counts = [_jaxpr(branch.jaxpr) for branch in params["branches"]]
+        return min(counts) if params.get("branches_platforms") else max(counts)
     times = params["length"] if name == "scan" else 1
     if name == "shard_map":
         times = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])

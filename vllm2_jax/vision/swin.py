@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vllm2_jax.nn.axes import constrain
 from vllm2_jax.nn.dropout import drop_path, keys
@@ -102,7 +102,7 @@ class WindowAttention(nnx.Module):
         self.window = window
 
     def __call__(
-        self, x: Float[Array, "B N T W"], same: Bool[np.ndarray, "N T T"] | None
+        self, x: Float[Array, "B N T W"], same: Bool[Array, "N T T"] | None
     ) -> Float[Array, "B N T W"]:
         """N windows of T cells a picture.
 
@@ -114,7 +114,7 @@ class WindowAttention(nnx.Module):
         scores = jnp.einsum("bnthk,bnshk->bnhts", q, self.k(x), preferred_element_type=jnp.float32)
         scores += self.bias[...][distances(self.window)].transpose(2, 0, 1)
         if same is not None:
-            scores += np.where(same, 0, -100).astype(np.float32)[:, None]
+            scores += jnp.where(same, 0.0, -100.0)[:, None]
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         out = jnp.einsum("bnhts,bnshk->bnthk", weights, self.v(x))
         return self.out(checkpoint_name(out, "attention_out"))
@@ -239,12 +239,15 @@ def distances(window: int) -> np.ndarray:
     return rows * (2 * window - 1) + columns
 
 
-def same_region(shape: tuple[int, int], window: int, shift: int) -> np.ndarray:
-    """[N, T, T]: whether two cells of a window lie side by side before the map was rolled by `shift`."""
+def same_region(shape: tuple[int, int], window: int, shift: int) -> Bool[Array, "N T T"]:
+    """Whether two cells of a window lie side by side before the map was rolled by `shift`.
 
-    def label(size: int) -> np.ndarray:
-        at = np.arange(size)
-        return (at >= size - window).astype(int) + (at >= size - shift)
+    Computed where it is used: as constants the masks of a Swin-T would be 32 MB of a program at 1344 pixels.
+    """
+
+    def label(size: int) -> Int[Array, " size"]:
+        at = jnp.arange(size)
+        return (at >= size - window).astype(jnp.int32) + (at >= size - shift)
 
     labels = 3 * label(shape[0])[:, None] + label(shape[1])
     cut = labels.reshape(shape[0] // window, window, shape[1] // window, window)

@@ -11,14 +11,15 @@ import pytest
 from flax import nnx
 
 from tests.decoders.diffusion.tiny import links, make, painter, targets
-from tests.sharding.test_compiled import collectives
 from tests.weights import randomized
 from vllm2_jax.decoders.diffusion.config import EDIT
 from vllm2_jax.decoders.diffusion.targets import Request
 from vllm2_jax.decoders.diffusion.unet import UNet
 from vllm2_jax.nn.axes import axis_rules
+from vllm2_jax.sharding.collectives import collectives
 from vllm2_jax.sharding.mesh import abstract_mesh, make_mesh
 from vllm2_jax.sharding.partition import batch_sharding, placements, shardings
+from vllm2_jax.sharding.program import parse
 from vllm2_jax.sharding.strategies import STRATEGIES
 
 ROWS = 8
@@ -105,4 +106,4 @@ def test_devices_paint_without_talking_to_each_other(edits):
         whole = jax.device_put(painter(edits), jax.NamedSharding(mesh, jax.P()))
         placed = jax.device_put((links(ROWS), request), batch_sharding(mesh, strategy.rules))
         text = jax.jit(predict).lower(whole, *placed).compile().as_text()
-    assert collectives(text) == {}
+    assert collectives(parse(text), dict(mesh.shape)) == []
