@@ -145,6 +145,7 @@ def generation(run: Run, config: AnswerConfig) -> Callable[..., Generation]:
         max_new=config.max_new,
         max_links=config.max_links,
         stop=tuple(stop if ending == ids.eos else [*stop, (ending,)]),
+        vocab=run.tokenizer.vocab_size,
     )
 
 
