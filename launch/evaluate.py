@@ -9,12 +9,12 @@ frequent answer to the same one. Writes `evaluation.json` and `report.html` into
 
 import collections
 import json
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
 import jax
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 
 from data_pipelines.errors import DataError
@@ -24,6 +24,7 @@ from launch.report import write_report
 from vllm2_jax.evals.exact_match import exact_match
 from vllm2_jax.train import metrics
 from vllm2_jax.train.checkpoint import load_weights
+from vllm2_jax.train.paths import place
 from vllm2_jax.train.state import random_model
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config the run was trained with.")
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize()
     try:
         required = parse_required(_REQUIRE.value)
-        scores = run_evaluation(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+        scores = run_evaluation(_CONFIG.value, place(_WORKDIR.value))
         failed = too_low(scores, required)
     except (DataError, ValueError, FileNotFoundError) as error:
         print(f"launch.evaluate: {error}", file=sys.stderr)
@@ -86,7 +87,7 @@ def too_low(scores: Mapping[str, float], required: Mapping[str, float]) -> list[
     ]
 
 
-def run_evaluation(config, workdir: pathlib.Path) -> dict[str, float]:
+def run_evaluation(config, workdir: epath.Path) -> dict[str, float]:
     """Evaluates the newest checkpoint; prints a table, writes the files, returns the scores."""
     run = build_run(config)
     heldout = Heldout(config, run)

@@ -38,6 +38,7 @@ from launch.saved import saved_model, saved_run
 from vllm2_jax.decoders.diffusion import PAINTERS
 from vllm2_jax.decoders.diffusion.samplers import SAMPLERS
 from vllm2_jax.tokens import LINKS
+from vllm2_jax.train.paths import PathLike
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     several = "; may be given several times"
     add = made.add_argument
-    add("--workdir", required=True, type=pathlib.Path, help="run whose newest checkpoint answers")
+    add("--workdir", required=True, help="run whose newest checkpoint answers")
     add("--question", required=True, action="append", help="asked one after the other" + several)
     add("--image", action="append", default=[], help="a picture" + several)
     add("--region", action="append", default=[], help="a box x1,y1,x2,y2 in [0, 1]" + several)
@@ -95,7 +96,7 @@ def main() -> int:
 
 
 def answer(
-    workdir: pathlib.Path,
+    workdir: PathLike,
     questions: Sequence[str],
     pictures: Sequence[str],
     regions: Sequence[str],

@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("--workdir", required=True, type=pathlib.Path, help="run whose newest checkpoint looks")
+    add("--workdir", required=True, help="run whose newest checkpoint looks")
     add("--image", required=True, type=pathlib.Path, help="the picture")
     add("--task", required=True, choices=TASKS)
     add("--classes", type=names, default=(), help='what to look for: "person, dog"')

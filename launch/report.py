@@ -4,11 +4,11 @@
 import base64
 import html
 import io
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from launch.answer import Answer
@@ -38,7 +38,7 @@ th:first-child,td:first-child{text-align:left}tr{border-bottom:1px solid #e2e8f0
 
 
 def write_report(
-    path: pathlib.Path,
+    path: epath.Path,
     cases: Sequence[Case],
     results: Results,
     scores: Mapping[str, Mapping[str, float]],

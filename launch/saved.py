@@ -5,7 +5,6 @@ Nothing is drawn at random and nothing is loaded that is not wanted: memory hold
 precision that they are stored in, or that is asked for, and no others.
 """
 
-import pathlib
 from collections.abc import Collection
 
 import jax
@@ -16,16 +15,17 @@ from configs.groups import GROUPS
 from launch.build import Run, build_run, rebuild
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.train.checkpoint import Checkpoints, load_weights
+from vllm2_jax.train.paths import PathLike, place
 
 
-def saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+def saved_config(workdir: PathLike) -> ml_collections.ConfigDict:
     """The config in the newest checkpoint of a run."""
-    folder = workdir / "checkpoints"
+    folder = place(workdir) / "checkpoints"
     with Checkpoints(folder if folder.is_dir() else workdir) as checkpoints:  # converted weights: itself
         return ml_collections.ConfigDict(checkpoints.config())
 
 
-def saved_run(workdir: pathlib.Path, strategy: str, decoders: Collection[str] | None = None) -> Run:
+def saved_run(workdir: PathLike, strategy: str, decoders: Collection[str] | None = None) -> Run:
     """The run whose config lies in its newest checkpoint, laid out anew; nothing is loaded yet.
 
     Args:
@@ -47,7 +47,7 @@ def saved_run(workdir: pathlib.Path, strategy: str, decoders: Collection[str] | 
     return build_run(config)
 
 
-def saved_model(workdir: pathlib.Path, run: Run, dtype: DTypeLike | None = None) -> VisionLLMv2:
+def saved_model(workdir: PathLike, run: Run, dtype: DTypeLike | None = None) -> VisionLLMv2:
     """The model of a run with its newest weights, each array read by the devices that keep it.
 
     Args:

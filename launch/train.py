@@ -18,6 +18,8 @@ from ml_collections import config_flags
 from data_pipelines.errors import DataError
 from launch.build import build_run, data_iterator, describe, loop_config, rebuild
 from launch.heldout import hooks
+from vllm2_jax.train import goodput, metrics
+from vllm2_jax.train.goodput import Clock
 from vllm2_jax.train.loop import train
 from vllm2_jax.train.monitor import NotFiniteError
 
@@ -27,7 +29,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "A file with get_config(), such as configs/base.py:tiny; any key can be set as --config.key=value.",
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run: checkpoints and metrics.jsonl.", required=True
+    "workdir", None, "Folder of the run, may be gs://...: checkpoints and metrics.jsonl.", required=True
 )
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process a host: find the others (TPU pods, Slurm).")
 
@@ -36,24 +38,32 @@ def main(argv: list[str]) -> None:
     """Reads the flags and trains."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; config keys are set as --config.key=value")
+    clock = Clock()
     if _MULTIHOST.value:
-        jax.distributed.initialize()
+        with clock.on("init"):
+            jax.distributed.initialize()
     # Orbax tells at length what it does; its warnings stay.
     logging.get_absl_handler().addFilter(lambda line: line.levelno > 20 or "orbax" not in line.pathname)
     config = _CONFIG.value
     try:
-        run = build_run(config)
-        logging.info("%s", describe(run))
+        with clock.on("init"):
+            run = build_run(config)
+            logging.info("%s", describe(run))
+            data = data_iterator(config, run)
+            evaluations = hooks(config, run, functools.partial(rebuild, run))
         train(
             loop_config(config, _WORKDIR.value),
             run.plan,
             run.train_step,
-            data_iterator(config, run),
+            data,
             run.mesh,
             run.strategy,
             run_config=json.loads(config.to_json_best_effort()),
-            hooks=hooks(config, run, functools.partial(rebuild, run)),
+            hooks=evaluations,
+            clock=clock,
         )
+        if jax.process_index() == 0:
+            print(goodput.describe(goodput.whole_run(metrics.read(_WORKDIR.value))))
     except (DataError, ValueError, FileNotFoundError) as error:
         logging.exception("config or data")
         print(f"launch.train: {error}", file=sys.stderr)

@@ -59,14 +59,16 @@ def test_continue_another_run_in_a_new_folder(whole, tmp_path):
 
 
 def test_what_is_written(whole):
-    lines = metrics.read(whole[0])
-    assert [line["step"] for line in lines] == list(range(1, 9))
+    opened, *lines, closed = metrics.read(whole[0])
+    assert [opened["step"], *(line["step"] for line in lines), closed["step"]] == [0, *range(1, 9), 8]
+    assert opened["seconds/init"] > 0 == opened["seconds/step"] < closed["seconds/step"]
+    assert closed["seconds/checkpoint"] >= lines[-1]["seconds/checkpoint"] > 0 < closed["seconds/compile"]
+    assert lines[0]["programs/ready"] > opened["programs/ready"]  # the step
     assert lines[0]["tokens"] == 8 * 3 * 6
     assert [lines[0]["data/records"], lines[2]["data/records"]] == [24, 72]
     assert lines[0]["tokens_a_second"] > 0
-    assert sum(lines[-1][name] for name in lines[-1] if name.startswith("time/")) == pytest.approx(
-        1, abs=1e-3
-    )
+    for line in (opened, *lines, closed):
+        assert sum(line[name] for name in line if name.startswith("time/")) == pytest.approx(1, abs=1e-3)
     assert lines[-1]["loss"] < lines[0]["loss"]
     with Checkpoints(whole[0] / "checkpoints") as saved:
         assert saved.latest() == 8

@@ -2,12 +2,14 @@
 """Metrics keep their weights, files stay valid JSON, time goes into one bucket each."""
 
 import json
+import os
 import time
 
+import jax
 import numpy as np
 import pytest
 
-from vllm2_jax.train import metrics, profile
+from vllm2_jax.train import goodput, metrics, profile
 
 
 def pair(total: float, weight: float) -> tuple[np.ndarray, np.ndarray]:
@@ -43,12 +45,16 @@ def test_only_the_first_process_writes(tmp_path):
 
 
 def test_time_goes_into_buckets():
-    clock = profile.Clock()
+    clock = goodput.Clock()
     with clock.on("data"):
         time.sleep(0.05)
-    shares = clock.shares()
-    assert shares["time/data"] > 0.5
-    assert sum(shares.values()) == pytest.approx(1.0)
+    with clock.on("data", hidden=lambda: True):  # the devices worked all the while
+        time.sleep(0.01)
+    values = clock.values()
+    assert values["time/data"] > 0.5 and 0.01 <= values["seconds/step"] < values["seconds/data"]
+    for kind in ("time", "seconds"):
+        buckets = [value for name, value in values.items() if name.startswith(kind) and "total" not in name]
+        assert sum(buckets) == pytest.approx(1.0 if kind == "time" else values["seconds/total"])
     with pytest.raises(ValueError, match="unknown time bucket 'dat'"), clock.on("dat"):
         pass
 
@@ -62,9 +68,64 @@ def test_rate_counts_since_the_last_call():
     assert rate.take(2, 100.0)["seconds_a_step"] < first["seconds_a_step"]
 
 
+def start(step: int, first: int, seconds: float, time: float, *, idle: float = 0.0) -> list[dict]:
+    """The two lines of a start that did the steps up to `step`, `seconds` of it in steps."""
+    times = {f"seconds/{name}": 0.0 for name in (*goodput.BUCKETS, "other")}
+    opened = {"step": first - 1, "time": time + 1 + idle, "seconds/total": 1.0, **times, "seconds/init": 1.0}
+    total = 1.0 + seconds
+    closed = {**opened, "step": step, "loss": 2.0, "time": time + total + idle, "seconds/total": total}
+    return [opened, closed | {"seconds/step": seconds}]
+
+
+def test_goodput_of_a_run_that_was_killed():
+    lines = start(10, 1, 20.0, 100.0)  # ten steps, then killed; its last checkpoint is that of step 8
+    lines += start(12, 9, 8.0, 121.0, idle=5.0)
+    found = goodput.whole_run(lines)
+    assert found["starts"] == 2 and found["total"] == pytest.approx(35.0)
+    assert found["idle"] == pytest.approx(5.0) and found["init"] == pytest.approx(2.0)
+    assert found["lost"] == pytest.approx(4.0) and found["step"] == pytest.approx(24.0)
+    assert goodput.describe(found).startswith(
+        "goodput 68.6% of 35.0 s in 2 starts: step 24.0 s (68.6%), idle"
+    )
+    assert goodput.whole_run([{"step": 1, "time": 0.0, "loss": 1.0}]) == {}
+
+
+def recorded(workdir) -> int:
+    return len(list((workdir / "profile").rglob("*.xplane.pb")))
+
+
 def test_profiler_window_is_written(tmp_path):
     window = profile.TraceWindow(tmp_path, first=2, steps=1)
     for step in (1, 2, 3, 4):
         window.before(step)
-        assert bool(list(tmp_path.rglob("*.xplane.pb"))) == (step >= 3)
+        assert recorded(tmp_path) == (step >= 3)
     window.close()
+
+
+def test_profiler_window_on_request(tmp_path):
+    request = tmp_path / "PROFILE"
+    request.write_text("9")
+    window = profile.TraceWindow(tmp_path, first=0, steps=0)
+    window.look(1)  # of an earlier start
+    os.utime(request, (1, 1))
+    request.write_text("2")
+    os.utime(request, (2, 2))
+    window.look(2)
+    for step in (3, 4, 5):
+        assert not recorded(tmp_path)
+        window.before(step)
+    assert recorded(tmp_path) == 1
+    window.look(5)
+    window.before(6)
+    window.close()
+    assert recorded(tmp_path) == 1
+
+
+def test_programs_are_counted_and_the_cache_named():
+    programs = profile.programs()
+    square = jax.jit(lambda x: x * x + 7.25)
+    before = programs.values()
+    square(1.0)
+    square(2.0)
+    assert programs.values()["programs/ready"] == before["programs/ready"] + 1
+    assert programs.describe().endswith("without compile cache")

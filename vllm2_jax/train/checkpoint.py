@@ -6,17 +6,18 @@ Grain iterator, one file a process) and `config` (JSON). A step's folder gets it
 complete.
 """
 
-import pathlib
 import re
 from typing import Any, TypeVar
 
 import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import nnx
 from jax.typing import DTypeLike
 
 from vllm2_jax.sharding.partition import is_variable, path_name
+from vllm2_jax.train.paths import PathLike, place
 from vllm2_jax.train.state import TrainState
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -25,9 +26,9 @@ Model = TypeVar("Model", bound=nnx.Module)
 class Checkpoints:
     """The checkpoints of one run folder. A context: leaving it finishes what is being written."""
 
-    def __init__(self, directory: str | pathlib.Path, *, keep: int | None = None):
+    def __init__(self, directory: PathLike, *, keep: int | None = None):
         """The last `keep` steps stay (None: all)."""
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = place(directory)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -40,6 +41,10 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the save in progress."""
         self._manager.close()
+
+    def wait(self) -> None:
+        """Waits for the save in progress; more can follow."""
+        self._manager.wait_until_finished()
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -112,7 +117,7 @@ class Checkpoints:
         return _flat(saved_tree(self.directory / str(step) / "state"))
 
 
-def saved_tree(folder: pathlib.Path) -> Any:
+def saved_tree(folder: epath.Path) -> Any:
     """Shapes and dtypes of what a `state` folder holds, as nested dicts of Orbax metadata."""
     with ocp.StandardCheckpointer() as reader:
         return reader.metadata(folder).item_metadata.tree
@@ -135,19 +140,17 @@ def check_shapes(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> N
         )
 
 
-def save_weights(directory: str | pathlib.Path, model: nnx.Module) -> None:
+def save_weights(directory: PathLike, model: nnx.Module) -> None:
     """Writes parameters alone, in a layout that `load_weights` reads: what conversion produces."""
     with ocp.StandardCheckpointer() as writer:
-        writer.save(
-            pathlib.Path(directory).absolute() / "0" / "state", {"params": nnx.state(model)}, force=True
-        )
+        writer.save(place(directory) / "0" / "state", {"params": nnx.state(model)}, force=True)
 
 
 OF_MODEL: Any = object()  # see `load_weights`
 
 
 def load_weights(
-    directory: str | pathlib.Path, model: Model, fresh: str = "", *, dtype: DTypeLike | None = OF_MODEL
+    directory: PathLike, model: Model, fresh: str = "", *, dtype: DTypeLike | None = OF_MODEL
 ) -> Model:
     """Replaces the parameters of a sharded model by those of another run or of a conversion.
 
@@ -194,13 +197,13 @@ def load_weights(
     return jax.tree_util.tree_map_with_path(one, model, is_leaf=is_variable)
 
 
-def state_folder(directory: str | pathlib.Path) -> pathlib.Path:
+def state_folder(directory: PathLike) -> epath.Path:
     """The newest `state` of a run's workdir or of a folder of weights.
 
     Raises:
       FileNotFoundError: there is none.
     """
-    root = pathlib.Path(directory).absolute()
+    root = place(directory)
     if (root / "checkpoints").is_dir():
         root = root / "checkpoints"
     steps = sorted(

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tensorstore
+from etils import epath
 
 from vllm2_jax.convert import lora
 from vllm2_jax.convert.checkpoint import DTYPES
 from vllm2_jax.convert.rules import ConversionError, Part, Plan
 from vllm2_jax.train.checkpoint import saved_tree, state_folder
+from vllm2_jax.train.paths import PathLike, in_bucket
 from vllm2_jax.train.released import Released, without_adapters
 from vllm2_jax.train.streaming import CHUNK_BYTES, Report, check_space, complete_or_nothing, copy_beside
 
@@ -49,13 +51,13 @@ class Source:
       shapes: of the leaves.
     """
 
-    folder: pathlib.Path
+    folder: epath.Path
     place: Mapping[str, str]
     dtypes: Mapping[str, np.dtype[Any]]
     shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def open(cls, folder: str | pathlib.Path) -> "Source":
+    def open(cls, folder: PathLike) -> "Source":
         """A folder that `write_orbax` or `save_weights` wrote, or the workdir of a run (its newest step)."""
         state = state_folder(folder)
         tree = saved_tree(state)
@@ -69,7 +71,8 @@ class Source:
     def read(self, leaf: str, rows: slice = slice(None)) -> np.ndarray:
         """Rows of a leaf's first axis, in memory; nothing else is decoded if they are chunks of their own."""
         name = ".".join((self.place[leaf], *leaf.split("/"), "value"))
-        base = {"driver": "ocdbt", "base": f"file://{self.folder}/"}
+        where = self.folder if in_bucket(self.folder) else f"file://{self.folder}"
+        base = {"driver": "ocdbt", "base": f"{where}/"}
         spec = {"driver": "zarr", "kvstore": {**base, "path": f"{name}/"}}
         return tensorstore.open(spec, open=True, read=True, context=CONTEXT).result()[rows].read().result()
 
@@ -89,7 +92,7 @@ class Export:
     adapters: Any = None
 
     @classmethod
-    def plan(cls, folder: str | pathlib.Path, released: Released, *, merge_lora: bool = False) -> "Export":
+    def plan(cls, folder: PathLike, released: Released, *, merge_lora: bool = False) -> "Export":
         """Raises ConversionError: leaves that are missing or misshapen, or no adapters to merge."""
         source = Source.open(folder)
         wrong = [

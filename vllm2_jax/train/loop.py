@@ -8,7 +8,6 @@ metric; a run that has gone wrong stops and says at which step.
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +21,10 @@ from vllm2_jax.sharding.partition import global_batch
 from vllm2_jax.sharding.strategies import Strategy
 from vllm2_jax.train import profile
 from vllm2_jax.train.checkpoint import Checkpoints, load_weights
+from vllm2_jax.train.goodput import Clock
 from vllm2_jax.train.metrics import Writer
 from vllm2_jax.train.monitor import Monitor
+from vllm2_jax.train.paths import place
 from vllm2_jax.train.state import Plan, TrainState, create
 from vllm2_jax.train.stop import stop_requests
 
@@ -36,14 +37,16 @@ class LoopConfig:
     """The settings of a run that are neither model, data nor optimizer.
 
     Attributes:
-      workdir: folder of the run; a run found there is continued. Holds `checkpoints/` and `metrics.jsonl`.
+      workdir: folder of the run, may be in a bucket (gs://...); a run found there is continued. Holds
+        `checkpoints/`, `metrics.jsonl` and `profile/`.
       steps: updates of the whole run.
       log_every, save_every: steps between written metrics and between checkpoints.
       keep: checkpoints that stay; older ones are deleted.
       resume: workdir of another run to continue in this one: state and position in the data.
       weights, fresh: where parameters come from, and the regex of those it may lack (`load_weights`).
       bad_steps: steps in a row that may be skipped because they are not finite before the run stops.
-      profile_first, profile_steps: window that the profiler records; 0 steps: none.
+      profile_first, profile_steps: window that the profiler records; 0 steps: none. A file PROFILE in the
+        workdir asks for another one (`profile.TraceWindow`).
     """
 
     workdir: str
@@ -68,7 +71,7 @@ def start(config: LoopConfig, plan: Plan, checkpoints: Checkpoints, data: Any) -
     # (2) Another run is to be continued here, with its optimizer, its step and its place in the data.
     if config.resume:
         logging.info("continuing the run %s", config.resume)
-        with Checkpoints(pathlib.Path(config.resume) / "checkpoints") as other:
+        with Checkpoints(place(config.resume) / "checkpoints") as other:
             return other.restore(plan.abstract, data)
     # (3) A new run that starts from weights: converted ones, or those of an earlier stage.
     if config.weights:
@@ -89,6 +92,7 @@ def train(
     *,
     run_config: Mapping[str, Any],
     hooks: Sequence[Hook] = (),
+    clock: Clock | None = None,
 ) -> TrainState:
     """Trains until `config.steps`, or until it is asked to stop.
 
@@ -100,6 +104,7 @@ def train(
       mesh, strategy: where things go.
       run_config: JSON-like, stored with every checkpoint.
       hooks: evaluations, run after every so many steps and at the end.
+      clock: counts since the process began; by default since now.
 
     Returns:
       The last state. A SIGTERM makes it return early, with a checkpoint written.
@@ -108,15 +113,16 @@ def train(
       NotFiniteError: names the step, see `monitor`.
       RuntimeError: the data ended before the last step; names the step.
     """
-    clock = profile.Clock()
-    workdir = pathlib.Path(config.workdir)
+    clock = clock or Clock()
+    programs = profile.programs()
+    workdir = place(config.workdir)
     main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(axis_rules(strategy.activation_rules))
         stop_requested = stack.enter_context(stop_requests())
         writer = stack.enter_context(contextlib.closing(Writer(workdir, enabled=main)))
-        trace = profile.TraceWindow(workdir / "profile", config.profile_first, config.profile_steps)
+        trace = profile.TraceWindow(workdir, config.profile_first, config.profile_steps)
         stack.callback(trace.close)
 
         # ---------------------------------------------------------------- start or resume
@@ -133,10 +139,12 @@ def train(
             writer, clock, bar, every=config.log_every, last=config.steps, bad_steps=config.bad_steps
         )
 
+        number = first - 1
+        writer.write(number, clock.values() | programs.values())
         for number in range(first, config.steps + 1):
             # ------------------------------------------------------------ data
             trace.before(number)
-            with clock.on("data"):
+            with clock.on("data", hidden=monitor.running):
                 element = _next(data, number)
                 batch = global_batch(mesh, strategy.rules, element["batch"])
 
@@ -147,11 +155,15 @@ def train(
             # One step in flight: while this one runs, the metrics of the one before are read.
             with clock.on("step"):
                 monitor.follow(number, metrics, element["counters"])
+            if number == first:
+                logging.info("step %d is under way; %s", number, programs.describe())
+            if number % config.log_every == 0:
+                trace.look(number)
 
             # ------------------------------------------------------------ evaluate
             for every, hook in hooks:
                 if number % every == 0 or number == config.steps:
-                    with clock.on("eval"):
+                    with clock.on("evaluation"):
                         writer.write(number, hook(state))
 
             # ------------------------------------------------------------ save, stop
@@ -163,6 +175,9 @@ def train(
             if stop:
                 logging.info("asked to stop: step %d is saved", number)
                 break
+        with clock.on("checkpoint"):
+            checkpoints.wait()
+        writer.write(number, clock.values() | programs.values())
     return state
 
 

@@ -4,17 +4,21 @@
 import importlib.util
 import json
 import math
-import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from clu import metrics as clu_metrics
+from etils import epath
 from flax import struct
+
+from vllm2_jax.train.paths import PathLike, in_bucket, place
 
 # (sum, weight) as `jax.device_get` returns it.
 HostWeighted = tuple[np.ndarray, np.ndarray]
+
+_UPLOAD = 10.0  # seconds between two uploads of the same object; Cloud Storage takes one a second
 
 
 @struct.dataclass
@@ -50,18 +54,41 @@ class Window:
         return values
 
 
+class _Object:
+    """A text file in a bucket, where objects cannot grow: kept here, written whole from time to time."""
+
+    def __init__(self, path: epath.Path):
+        self._path, self._due = path, 0.0
+        self._text = path.read_text() if path.exists() else ""
+
+    def write(self, text: str) -> None:
+        self._text += text
+
+    def flush(self) -> None:
+        if time.monotonic() >= self._due:
+            self.close()
+
+    def close(self) -> None:
+        self._path.write_text(self._text)
+        self._due = time.monotonic() + _UPLOAD
+
+
 class Writer:
     """Writes scalars to `metrics.jsonl`, one object a line, and to TensorBoard where TensorFlow is installed.
 
-    Only process 0 writes. Lines are flushed at once, so that a run that dies loses none.
+    Only process 0 writes. Lines are flushed at once, so that a run that dies loses none; in a bucket it may
+    lose those of the last ten seconds.
     """
 
-    def __init__(self, directory: str | pathlib.Path, *, enabled: bool = True):
-        self._file, self._board = None, None
+    def __init__(self, directory: PathLike, *, enabled: bool = True):
+        self._file: _Object | TextIO | None = None
+        self._board = None
         if not enabled:
             return
-        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
-        self._file = open(pathlib.Path(directory) / "metrics.jsonl", "a", encoding="utf-8")
+        folder = place(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        self._file = _Object(path) if in_bucket(path) else open(path, "a", encoding="utf-8")
         if importlib.util.find_spec("tensorflow"):
             from clu import metric_writers  # imports TensorFlow
 
@@ -86,7 +113,10 @@ class Writer:
             self._board.close()
 
 
-def read(directory: str | pathlib.Path) -> list[dict[str, Any]]:
-    """All lines of a run's `metrics.jsonl`; after a resume the lines of repeated steps stand twice."""
-    with open(pathlib.Path(directory) / "metrics.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def read(directory: PathLike) -> list[dict[str, Any]]:
+    """All lines of a run's `metrics.jsonl`; after a resume the lines of repeated steps stand twice.
+
+    A start opens with a line, and ends with one, that have times (see `goodput`) and no losses.
+    """
+    text = (place(directory) / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from vllm2_jax.train.goodput import Clock
 from vllm2_jax.train.metrics import Window, Writer
-from vllm2_jax.train.profile import Clock, Rate
+from vllm2_jax.train.profile import Rate, programs
 
 
 class NotFiniteError(ArithmeticError):
@@ -44,6 +45,10 @@ class Monitor:
         self.settle()
         self._pending = (step, metrics, counters)
 
+    def running(self) -> bool:
+        """Whether the devices are still at the pending step; asks without waiting."""
+        return self._pending is not None and not self._pending[1]["finite"][0].is_ready()
+
     def settle(self) -> None:
         """Waits for the pending step, if there is one; adds up and writes its metrics.
 
@@ -71,7 +76,7 @@ class Monitor:
             values = self._window.take()
             values |= self._rate.take(self._added, values["tokens"] * self._added)
             self._added = 0
-            values |= self._clock.shares()
+            values |= self._clock.values() | programs().values()
             values |= {f"data/{name}": count for name, count in self._counters.items()}
             rate = f"{values['tokens_a_second']:.3g}"
             self._bar.set_postfix(loss=f"{values['loss']:.4g}", tokens_a_second=rate)
