@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # A test worker takes up to 4 GiB.
 JOBS ?= $(shell n=$$(nproc); [ $$n -lt 4 ] && echo $$n || echo 4)
 
-.PHONY: demo test test-slow test-full lint format golden clean help
+.PHONY: demo test test-slow test-survival test-soak test-full lint format golden clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -25,10 +25,16 @@ demo: $(STAMP)  ## train the tiny model on synthetic scenes, evaluate, write run
 	$(PY) -m launch.evaluate --config configs/demo.py --workdir runs/demo --require exact_match=0.8
 
 test: $(STAMP)  ## the whole suite: no network, no accelerator
-	$(PY) -m pytest -n $(JOBS) -m 'not slow' tests
+	$(PY) -m pytest -n $(JOBS) -m 'not slow and not survival and not soak' tests
 
 test-slow: $(STAMP)  ## what the suite leaves out
 	$(PY) -m pytest -m slow tests
+
+test-survival: $(STAMP)  ## end runs of 2 and 4 processes in every way we know, and resume them
+	$(PY) -m pytest -m survival tests/distributed
+
+test-soak: $(STAMP)  ## 2,000 steps of 2 processes with ten random kills: about ten minutes
+	$(PY) -m pytest -m soak tests/distributed
 
 test-full: $(STAMP)  ## the released 7B in and out at full size: 45 GB of disk, 6 GiB of memory
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)/bin/python -m tests.full_size --folder runs/full_size

@@ -4,7 +4,9 @@
     python -m launch.train --config configs/stage1_tune_7b.py --workdir runs/tune --config.optimizer.peak=1e-5
 
 On a pod, run it on every host with --multihost. It exits with 0 when all steps are done or when it was asked
-to stop (SIGTERM) and has saved; with 2 when config or data are at fault; with 3 when the loss is not finite.
+to stop (SIGTERM) and has saved; with 2 when config or data are at fault; with 3 when the loss is not finite;
+with 4 when the machine is: no data arrives, or no checkpoint can be written. All processes end with the same
+code, and say which of them had the error.
 """
 
 import functools
@@ -15,10 +17,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from data_pipelines.errors import DataError
-from launch.build import build_run, data_iterator, describe, loop_config, rebuild
+from data_pipelines.errors import DataError, StalledError
+from launch.build import Config, build_run, data_iterator, describe, loop_config, rebuild
 from launch.heldout import hooks
-from vllm2_jax.train import goodput, metrics
+from vllm2_jax.train import fate, goodput, metrics
+from vllm2_jax.train.checkpoint import SaveError
 from vllm2_jax.train.goodput import Clock
 from vllm2_jax.train.loop import train
 from vllm2_jax.train.monitor import NotFiniteError
@@ -46,31 +49,47 @@ def main(argv: list[str]) -> None:
     logging.get_absl_handler().addFilter(lambda line: line.levelno > 20 or "orbax" not in line.pathname)
     config = _CONFIG.value
     try:
-        with clock.on("init"):
-            run = build_run(config)
-            logging.info("%s", describe(run))
-            data = data_iterator(config, run)
-            evaluations = hooks(config, run, functools.partial(rebuild, run))
-        train(
-            loop_config(config, _WORKDIR.value),
-            run.plan,
-            run.train_step,
-            data,
-            run.mesh,
-            run.strategy,
-            run_config=json.loads(config.to_json_best_effort()),
-            hooks=evaluations,
-            clock=clock,
-        )
-        if jax.process_index() == 0:
-            print(goodput.describe(goodput.whole_run(metrics.read(_WORKDIR.value))))
-    except (DataError, ValueError, FileNotFoundError) as error:
-        logging.exception("config or data")
+        with fate.shared(exit_code):
+            _train(config, clock)
+    except Exception as error:
+        code = exit_code(error)
+        if code in (1, 2):
+            logging.exception("the run has failed")
         print(f"launch.train: {error}", file=sys.stderr)
-        sys.exit(2)
-    except NotFiniteError as error:
-        print(f"launch.train: {error}", file=sys.stderr)
-        sys.exit(3)
+        fate.leave(code)
+
+
+def exit_code(error: BaseException) -> int:
+    """What the program ends with after an error."""
+    for kinds, code in (
+        ((StalledError, SaveError), 4),
+        ((NotFiniteError,), 3),
+        ((DataError, ValueError, FileNotFoundError), 2),
+    ):
+        if isinstance(error, kinds):
+            return code
+    return 1
+
+
+def _train(config: Config, clock: Clock) -> None:
+    with clock.on("init"):
+        run = build_run(config)
+        logging.info("%s", describe(run))
+        data = data_iterator(config, run)
+        evaluations = hooks(config, run, functools.partial(rebuild, run))
+    train(
+        loop_config(config, _WORKDIR.value),
+        run.plan,
+        run.train_step,
+        data,
+        run.mesh,
+        run.strategy,
+        run_config=json.loads(config.to_json_best_effort()),
+        hooks=evaluations,
+        clock=clock,
+    )
+    if jax.process_index() == 0:
+        print(goodput.describe(goodput.whole_run(metrics.read(_WORKDIR.value))))
 
 
 if __name__ == "__main__":

@@ -1,78 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes train one model; one is killed; both resume on another mesh, and no loss differs."""
+"""Two processes train one model: one is killed, is asked to stop, lacks its files. More: test_survival.py."""
 
+import json
 import os
-import pathlib
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.conftest import DEVICES
-from tests.distributed.worker import SAVED, batches
-from tests.train.stream import run
-from vllm2_jax.train import metrics
+from tests.distributed.crew import ROOT, Crew, free_port, losses, records, steps_written
+from tests.distributed.survivor import GROUPS, survive
 from vllm2_jax.train.checkpoint import Checkpoints
 
-ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 8
+STEPS, SAVED = 8, 4
 
 
-def start(workdir: pathlib.Path, mesh: str, steps: int, crash_at: int) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.distributed.worker"]
-    environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace(f"{DEVICES}=8", f"{DEVICES}=2")}
-    return [
-        subprocess.Popen(
-            [*command, str(number), str(port), str(workdir), mesh, str(steps), str(crash_at)],
-            cwd=ROOT,
-            env=environment,
-        )
-        for number in range(2)
-    ]
-
-
-def losses(workdir: pathlib.Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in metrics.read(workdir) if "loss" in line}
-
-
-def test_killed_and_resumed_on_another_mesh(tmp_path):
-    run(tmp_path / "whole", STEPS, data=batches(0, 1), devices="cpu:4")
-    want = losses(tmp_path / "whole")
-
-    first, second = start(tmp_path / "pair", "fsdp", STEPS, crash_at=6)
-    try:
-        assert second.wait(timeout=80) == -9
-    finally:
-        first.kill()
-        first.wait()
-    before = losses(tmp_path / "pair")
+def test_killed_in_a_step_and_resumed_by_one_process_on_another_mesh(tmp_path):
+    survive(str(tmp_path / "whole"), "fsdp", STEPS, devices="cpu:4")
+    with Crew(tmp_path / "crew", 2, STEPS, devices=2, faults={1: {"kill": 6}}) as crew:
+        assert crew.wait()[1] == -signal.SIGKILL
+        assert crew.members[0].returncode != 0  # ends by itself, and not as if all were well
+    want, before = losses(tmp_path / "whole"), losses(tmp_path / "crew")
     assert SAVED <= max(before) < STEPS
     assert before == pytest.approx({step: want[step] for step in before}, rel=1e-5)
 
-    pair = start(tmp_path / "pair", "fsdp_tp", STEPS, crash_at=0)
-    assert [process.wait(timeout=80) for process in pair] == [0, 0]
-    lines = [line["step"] for line in metrics.read(tmp_path / "pair") if "loss" in line]
-    assert lines[len(before) :] == list(range(SAVED + 1, STEPS + 1))
-    assert losses(tmp_path / "pair") == pytest.approx(want, rel=1e-5)
+    survive(str(tmp_path / "crew"), "fsdp_tp", STEPS, devices="cpu:8")
+    assert steps_written(tmp_path / "crew")[len(before) :] == list(range(SAVED + 1, STEPS + 1))
+    assert losses(tmp_path / "crew") == pytest.approx(want, rel=1e-5)
+    fed = records(tmp_path / "crew")
+    assert fed == records(tmp_path / "whole")
+    assert {place for place in fed if place[0] <= STEPS} == {
+        (batch, group) for batch in range(1, STEPS + 1) for group in range(GROUPS)
+    }
 
 
-def test_sigterm_stops_both_at_the_same_step(tmp_path):
-    pair = start(tmp_path, "fsdp", 1_000_000, crash_at=0)
-    try:
-        deadline = time.time() + 60
-        while not (tmp_path / "metrics.jsonl").exists() or not losses(tmp_path):
-            assert time.time() < deadline and pair[0].poll() is None
-            time.sleep(0.2)
-        pair[1].send_signal(signal.SIGTERM)
-        assert [process.wait(timeout=60) for process in pair] == [0, 0]
-    finally:
-        for process in pair:
-            process.kill()
+def test_sigterm_to_one_stops_both_at_the_same_step(tmp_path):
+    with Crew(tmp_path, 2, 1_000_000, save_every=10**6) as crew:
+        crew.wait_for_step(2)
+        crew.members[1].send_signal(signal.SIGTERM)
+        assert crew.wait() == [0, 0]
     with Checkpoints(tmp_path / "checkpoints") as saved:
         assert saved.latest() == max(losses(tmp_path))
+
+
+def test_a_host_without_its_files_ends_both_with_a_message(tmp_path):
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "chat.json").write_text(json.dumps([{"id": "1", "conversations": turns}]))
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from configs import base\n"
+        "def get_config():\n"
+        "    config = base.get_config('tiny')\n"
+        "    with config.unlocked():\n"
+        "        llava = {'annotations': '{root}/chat.json', 'image_root': '{root}'}\n"
+        "        config.data.mixture = {'chat': {'rows': 1, 'tiles': 1, 'datasets': {'llava': llava}}}\n"
+        "    return config\n"
+    )
+    # What Slurm tells its processes; the port of the coordinator follows from the number of the job.
+    slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0"}
+    slurm |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    command = [sys.executable, "-m", "launch.train", "--multihost", f"--config={config}"]
+    members = [
+        subprocess.Popen(
+            [*command, f"--workdir={tmp_path / 'run'}", f"--config.data.root={tmp_path / root}"],
+            cwd=ROOT,
+            env=os.environ | slurm | {"SLURM_PROCID": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, root in enumerate(["there", "gone"])
+    ]
+    try:
+        said = [member.communicate(timeout=120)[1] for member in members]
+    finally:
+        for member in members:
+            member.kill()
+    assert [member.returncode for member in members] == [2, 2], said
+    assert "gone/chat.json: no such file. Remedy: check the path in the config" in said[1]
+    assert "ended with process 1 of 2 on host" in said[0] and "gone/chat.json: no such file" in said[0]

@@ -18,9 +18,9 @@ WIDTH, VOCAB, LENGTH = 16, 32, 6
 class Small(nnx.Module):
     """Embedding, one gated layer, head; the task "box" also regresses four numbers from its first column."""
 
-    def __init__(self, *, rngs: nnx.Rngs):
+    def __init__(self, *, rngs: nnx.Rngs, vocab: int = VOCAB):
         init = nnx.initializers.normal(0.5)
-        self.embed = param(init, rngs, (VOCAB, WIDTH), ("vocab", "embed"))
+        self.embed = param(init, rngs, (vocab, WIDTH), ("vocab", "embed"))
         self.up = linear(WIDTH, 2 * WIDTH, ("embed", "mlp"), dtype=jnp.float32, rngs=rngs)
         self.down = linear(2 * WIDTH, WIDTH, ("mlp", "embed"), dtype=jnp.float32, rngs=rngs)
         self.norm = RMSNorm(WIDTH, eps=1e-5, rngs=rngs)
@@ -47,9 +47,9 @@ class Small(nnx.Module):
         return terms, watch
 
 
-def make_small() -> Small:
+def make_small(vocab: int = VOCAB) -> Small:
     """The model from a fixed seed."""
-    return Small(rngs=nnx.Rngs(0))
+    return Small(rngs=nnx.Rngs(0), vocab=vocab)
 
 
 def rows(rng: np.random.Generator, groups: int, count: int, *, box: bool) -> TaskRows:

@@ -38,12 +38,13 @@ def run(
     devices: str = "cpu:8",
     make=make_small,
     hooks=(),
+    total: int = 8,
     **loop: Any,
 ) -> TrainState:
-    """Trains the small model; the schedule is always that of 8 steps."""
+    """Trains the small model; the schedule is that of `total` steps, wherever a run stops."""
     rules = find_strategy(strategy)
     mesh = make_mesh(rules, find_devices(devices))
-    optimizer = OptimizerConfig(groups=GROUPS, steps=8, peak=1e-2)
+    optimizer = OptimizerConfig(groups=GROUPS, steps=total, peak=1e-2)
     state = plan(make, make_tx(optimizer), GROUPS, mesh, rules)
     step = make_train_step(state.graphdef, state.tx, make_schedule(optimizer), seed=0)
     return train(

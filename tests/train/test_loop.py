@@ -108,14 +108,31 @@ def test_checkpoint_of_another_shape(whole, tmp_path):
         run(tmp_path, 8, make=make, resume=resume)
 
 
-def test_another_number_of_processes_is_named(whole, tmp_path):
+def test_places_of_several_processes_are_put_together(whole, tmp_path):
     shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
-    (position,) = (tmp_path / "checkpoints" / "8" / "data").glob("process_*")
-    position.rename(position.with_name("process_0-of-2.json"))
-    with pytest.raises(
-        ValueError, match=r"process_0-of-2.json, this is process_0-of-1: resume with the same"
-    ):
+    folder = tmp_path / "checkpoints" / "8" / "data"
+    (position,) = folder.glob("process_*")
+    position.rename(folder / "process_0-of-2.json")
+    (folder / "process_1-of-2.json").write_text('{"next_index": 7}')
+    with pytest.raises(ValueError, match=r"stood at different places .*8.* and .*7"):
         run(tmp_path, 9)
+    (folder / "process_1-of-2.json").write_text('{"next_index": 8}')
+    assert run(tmp_path, 9).step == 9
+    shutil.rmtree(folder.parent.parent / "9")
+    for file in folder.glob("process_*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"holds no place in the data: give .* as config.init.weights"):
+        run(tmp_path, 9)
+
+
+def test_what_an_interrupted_save_left_is_no_checkpoint(whole, tmp_path):
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
+    left = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "8", left)
+    with Checkpoints(tmp_path / "checkpoints") as reader:
+        assert reader.latest() == 8 and left.exists()  # it may be being written by somebody else
+    assert run(tmp_path, 9).step == 9
+    assert not left.exists()
 
 
 def test_nothing_to_resume_is_named(tmp_path):

@@ -37,6 +37,14 @@ def test_lines_are_json_and_outlive_the_run(tmp_path):
     assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2]
 
 
+def test_a_torn_line_is_cut_when_the_run_goes_on(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')
+    writer = metrics.Writer(tmp_path)
+    writer.write(2, {"loss": 1.0})
+    writer.close()
+    assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2]
+
+
 def test_only_the_first_process_writes(tmp_path):
     writer = metrics.Writer(tmp_path / "other", enabled=False)
     writer.write(1, {"loss": 1.0})

@@ -3,10 +3,14 @@
 
 A folder holds one numbered folder a step, each with the items `state` (Orbax), `data` (the position of the
 Grain iterator, one file a process) and `config` (JSON). A step's folder gets its name only when it is
-complete.
+complete, and an older one goes only then: whatever ends a run, the newest numbered folder is whole.
 """
 
+import functools
+import json
 import re
+import shutil
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import grain.checkpoint
@@ -17,34 +21,67 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from vllm2_jax.sharding.partition import is_variable, path_name
-from vllm2_jax.train.paths import PathLike, place
+from vllm2_jax.train.paths import PathLike, in_bucket, place
 from vllm2_jax.train.state import TrainState
 
 Model = TypeVar("Model", bound=nnx.Module)
 
 
+class SaveError(RuntimeError):
+    """A checkpoint could not be written."""
+
+
 class Checkpoints:
     """The checkpoints of one run folder. A context: leaving it finishes what is being written."""
 
-    def __init__(self, directory: PathLike, *, keep: int | None = None):
-        """The last `keep` steps stay (None: all)."""
+    def __init__(self, directory: PathLike, *, keep: int | None = None, clean: bool = False):
+        """The last `keep` steps stay (None: all). `clean` removes what interrupted saves have left, which
+        may fill the disk: for the run that writes here, not for those that only read."""
         self.directory = place(directory)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=clean
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._saving: int | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.close()
+        if error[0] is None or jax.process_count() == 1:
+            self.close()
+        # Else other processes may be gone, and Orbax would wait for them.
 
     def close(self) -> None:
-        """Waits for the save in progress."""
-        self._manager.close()
+        """Waits for the save in progress.
+
+        Raises:
+          SaveError: it has failed.
+        """
+        self._guard(self._manager.close)
+
+    def check(self) -> None:
+        """Raises SaveError if a save in the background has failed; waits for nothing."""
+        self._guard(self._manager.check_for_errors)
+
+    def _guard(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            whole = sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdigit())
+            disk = self.directory.exists() and not in_bucket(self.directory)
+            free = f"; {shutil.disk_usage(self.directory).free / 2**20:,.0f} MiB are free" if disk else ""
+            raise SaveError(
+                f"the checkpoint of step {self._saving} could not be written to {self.directory} (process "
+                f"{jax.process_index()}{free}): {_short(error)}. "
+                + (f"Whole are those of the steps {whole}" if whole else "There is no earlier one")
+                + ": make room or repair the disk, lower config.keep, then start the same command again, "
+                + ("which goes on from the last of them" if whole else "which begins anew")
+            ) from error
 
     def wait(self) -> None:
-        """Waits for the save in progress; more can follow."""
-        self._manager.wait_until_finished()
+        """Waits for the save in progress, as `close` does; more can follow."""
+        self._guard(self._manager.wait_until_finished)
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -58,6 +95,9 @@ class Checkpoints:
           state: may be donated to the next step as soon as this returns.
           data: the Grain iterator, standing behind the batch of the last step.
           config: of the run, JSON-like.
+
+        Raises:
+          SaveError: this save could not be begun, or the one before it has failed.
         """
         if step in self._manager.all_steps():
             return
@@ -66,7 +106,9 @@ class Checkpoints:
             data=grain.checkpoint.CheckpointSave(data),
             config=ocp.args.JsonSave(config),
         )
-        self._manager.save(step, args=items, force=True)
+        self._guard(self._manager.wait_until_finished)
+        self._saving = step
+        self._guard(functools.partial(self._manager.save, step, args=items, force=True))
 
     def restore(self, abstract: TrainState, data: Any, step: int | None = None) -> TrainState:
         """Restores a step (default: the newest) onto the shardings of `abstract`; sets `data` to its
@@ -75,17 +117,12 @@ class Checkpoints:
         Raises:
           FileNotFoundError: the folder has no complete checkpoint.
           ValueError: the checkpoint is of another model or optimizer (lists every leaf that differs), or of
-            another number of processes, whose places in the data mean nothing to these.
+            other data.
         """
         step = self._step(step)
         check_shapes(self._saved(step), _flat(abstract), f"{self.directory}/{step}")
-        self._check_processes(step)
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), data=grain.checkpoint.CheckpointRestore(data)
-            ),
-        )
+        data.set_state(self._position(step))
+        items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         return items["state"]
 
     def config(self, step: int | None = None) -> dict[str, Any]:
@@ -103,15 +140,17 @@ class Checkpoints:
             )
         return step
 
-    def _check_processes(self, step: int) -> None:
-        mine = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-        found = sorted(path.name for path in (self.directory / str(step) / "data").glob("process_*"))
-        if mine not in found:
+    def _position(self, step: int) -> Any:
+        """The places in the data of all processes that wrote a step, put together: any number can go on."""
+        folder = self.directory / str(step) / "data"
+        files = sorted(folder.glob("process_*-of-*.json"))
+        if not files:
             raise ValueError(
-                f"{self.directory}/{step} holds the data positions {', '.join(found) or 'of no process'}, "
-                f"this is {mine.removesuffix('.json')}: resume with the same number of processes (the mesh "
-                "may differ), or start a new run with this workdir as config.init.weights"
+                f"{folder} holds no place in the data: give {self.directory.parent} as config.init.weights "
+                "to start a new run"
             )
+        places = [json.loads(path.read_text()) for path in files]
+        return functools.reduce(functools.partial(_join, where=str(folder)), places)
 
     def _saved(self, step: int) -> dict[str, Any]:
         return _flat(saved_tree(self.directory / str(step) / "state"))
@@ -218,6 +257,26 @@ def _flat(tree: Any) -> dict[str, Any]:
     """Leaf by path; Orbax writes a Variable as a dict with the one key `value`, which is left out."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path).removesuffix("/value"): leaf for path, leaf in leaves}
+
+
+def _join(one: Any, other: Any, *, where: str) -> Any:
+    """Dicts with the keys of both; what both have has to be the same."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        both = {key: _join(one[key], other[key], where=where) for key in one.keys() & other.keys()}
+        return one | other | both
+    if one != other:
+        raise ValueError(
+            f"the processes that wrote {where} stood at different places in the data ({one} and {other}): "
+            "the iterator has to have a place that is the same on all of them, as that of data_pipelines has"
+        )
+    return one
+
+
+def _short(error: BaseException) -> str:
+    """The innermost cause in one line: what the system said, without the layers that passed it on."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 def _shape(leaf: Any) -> str:

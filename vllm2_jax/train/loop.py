@@ -2,8 +2,8 @@
 """The training loop, to be read from top to bottom.
 
 What it promises: a run that is killed and started again goes on with the same batches, the same random
-numbers and the same weights, on the same or another mesh; the devices never wait for the host to read a
-metric; a run that has gone wrong stops and says at which step.
+numbers and the same weights, on the same or another mesh or number of processes; the devices never wait for
+the host to read a metric; a run that has gone wrong stops and says at which step.
 """
 
 import contextlib
@@ -100,7 +100,8 @@ def train(
       config: of the loop.
       plan: of the state.
       train_step: from `step.make_train_step`; compiled here.
-      data: Grain iterator of `{"batch": host batch, "counters": {name: int}}`.
+      data: Grain iterator of `{"batch": host batch, "counters": {name: int}}`. The states of all processes,
+        put together, are a place that any number of processes can go on from.
       mesh, strategy: where things go.
       run_config: JSON-like, stored with every checkpoint.
       hooks: evaluations, run after every so many steps and at the end.
@@ -112,6 +113,7 @@ def train(
     Raises:
       NotFiniteError: names the step, see `monitor`.
       RuntimeError: the data ended before the last step; names the step.
+      SaveError: a checkpoint could not be written; those before it are whole.
     """
     clock = clock or Clock()
     programs = profile.programs()
@@ -127,7 +129,9 @@ def train(
 
         # ---------------------------------------------------------------- start or resume
         with clock.on("init"):
-            checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=config.keep))
+            checkpoints = stack.enter_context(
+                Checkpoints(workdir / "checkpoints", keep=config.keep, clean=True)
+            )
             state = start(config, plan, checkpoints, data)
         for fallback in plan.fallbacks:
             logging.warning("not split, because it does not divide: %s", fallback)
@@ -167,6 +171,7 @@ def train(
                         writer.write(number, hook(state))
 
             # ------------------------------------------------------------ save, stop
+            checkpoints.check()
             stop = stop_requested(number)
             if stop or number == config.steps or number % config.save_every == 0:
                 monitor.settle()  # raises before anything is saved of a run that has gone wrong

@@ -88,7 +88,11 @@ class Writer:
         folder = place(directory)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        self._file = _Object(path) if in_bucket(path) else open(path, "a", encoding="utf-8")
+        if in_bucket(path):
+            self._file = _Object(path)
+        else:
+            _cut_torn_line(path)
+            self._file = open(path, "a", encoding="utf-8")
         if importlib.util.find_spec("tensorflow"):
             from clu import metric_writers  # imports TensorFlow
 
@@ -111,6 +115,13 @@ class Writer:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _cut_torn_line(path: epath.Path) -> None:
+    """A run that died while it wrote, or on a full disk, leaves half a line, which no reader could parse."""
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+        with open(path, "r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def read(directory: PathLike) -> list[dict[str, Any]]:
