@@ -7,10 +7,11 @@ complete, and an older one goes only then: whatever ends a run, the newest numbe
 """
 
 import functools
+import gc
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import grain.checkpoint
@@ -186,6 +187,7 @@ def save_weights(directory: PathLike, model: nnx.Module) -> None:
 
 
 OF_MODEL: Any = object()  # see `load_weights`
+GROUP = 2**29  # elements that are read at once: a host holds them twice for a moment
 
 
 def load_weights(
@@ -213,27 +215,44 @@ def load_weights(
         path: leaf for path, leaf in wanted.items() if path in place or not (fresh and re.search(fresh, path))
     }
     check_shapes({path: found[part][path] for path, part in place.items() if path in take}, take, str(folder))
-    target: dict[str, Any] = {}
-    for path, leaf in take.items():
-        node = target.setdefault(place[path], {})
-        for name in path.split("/"):
-            node = node.setdefault(name, {})
-        kind = leaf.dtype if dtype is OF_MODEL else dtype or found[place[path]][path].dtype
-        node["value"] = jax.ShapeDtypeStruct(leaf.shape, kind, sharding=leaf.sharding)
+    values: dict[str, Any] = {}
     with ocp.PyTreeCheckpointer() as reader:
-        args = ocp.args.PyTreeRestore(
-            item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-        )
-        loaded = reader.restore(folder, args=args)
-    values = {path: leaf for part in loaded.values() for path, leaf in _flat(part).items()}
+        for group in _groups(take):
+            target: dict[str, Any] = {}
+            for path in group:
+                node = target.setdefault(place[path], {})
+                for name in path.split("/"):
+                    node = node.setdefault(name, {})
+                leaf = take[path]
+                kind = leaf.dtype if dtype is OF_MODEL else dtype or found[place[path]][path].dtype
+                node["value"] = jax.ShapeDtypeStruct(leaf.shape, kind, sharding=leaf.sharding)
+            args = ocp.args.PyTreeRestore(
+                item=target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=True,
+            )
+            loaded = reader.restore(folder, args=args)
+            values |= {path: leaf for part in loaded.values() for path, leaf in _flat(part).items()}
+            gc.collect()  # what Orbax has read lies in cycles, which would hold it twice
 
     def one(path, leaf):
         name = path_name(path)
         return leaf.replace(values[name]) if name in values else leaf
 
     return jax.tree_util.tree_map_with_path(one, model, is_leaf=is_variable)
+
+
+def _groups(leaves: Mapping[str, Any]) -> list[list[str]]:
+    """Paths of the leaves that are read at once: the largest first, as long as memory holds little else."""
+    groups: list[list[str]] = []
+    room = 0
+    for path in sorted(leaves, key=lambda path: (-leaves[path].size, path)):
+        if not groups or leaves[path].size > room:
+            groups.append([])
+            room = GROUP
+        groups[-1].append(path)
+        room -= leaves[path].size
+    return groups
 
 
 def state_folder(directory: PathLike) -> epath.Path:
