@@ -10,9 +10,8 @@
 `--program` is `train` (a step with its update), `generate` (answers to prompts), or a decoder (its losses and
 gradients alone). Topologies are `v5e:4x4` (chips along each side of the torus), `2*v5e:16x16` (slices joined
 by the data-centre network), or `cpu:8` (virtual devices, without libtpu). `--out FILE` writes FILE.md and
-FILE.json; `--save FILE` the executable, which `--load FILE` reports on and `launch.train --executable FILE`
-starts with. Times are a roofline from public peaks, not measurements. Exits with 2 when config, mesh or
-topology are at fault, or when nothing fits.
+FILE.json; `--save FILE` the executable, which `--load FILE` reports on. Times are a roofline from public
+peaks, not measurements. Exits with 2 when config, mesh or topology are at fault, or when nothing fits.
 """
 
 import dataclasses
@@ -29,8 +28,8 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    wanted = re.search(r"cpu:(\d+)", " ".join(sys.argv))
-    count = f"--xla_force_host_platform_device_count={wanted[1] if wanted else 1}"
+    wanted = max(map(int, re.findall(r"cpu:(\d+)", " ".join(sys.argv))), default=1)
+    count = f"--xla_force_host_platform_device_count={wanted}"
     # LLVM's optimisations take most of the time to compile for a CPU, and no report shows them.
     quick = "--xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count} {quick}".strip()

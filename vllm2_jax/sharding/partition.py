@@ -144,9 +144,11 @@ def check_groups(groups: int, mesh: Mesh | AbstractMesh, rules: Rules) -> None:
     """Raises ValueError unless every batch shard gets the same number of whole groups."""
     shards = batch_shards(mesh, rules)
     if groups % shards:
+        share = mesh.shape.get("tensor", 1) * shards // math.gcd(groups, shards)
         raise ValueError(
             f"{groups} groups do not split over {shards} batch shards (mesh {dict(mesh.shape)}); make the "
-            f"number of groups a multiple of {shards}, or change the mesh"
+            f"number of groups a multiple of {shards}, or let devices share a group: "
+            f"sharding.strategy=fsdp_tp with sharding.mesh=tensor={share}"
         )
 
 
