@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real photos learnt by heart: conversations, people with boxes and masks, poses of people and animals.
+"""Real photos learnt by heart: conversations, people with boxes and masks, poses, edits of pictures.
 
     python -m launch.train --config configs/samples.py:det --config.data.root=FOLDER --workdir runs/det
     python -m launch.evaluate --config configs/samples.py:det --config.data.root=FOLDER --workdir runs/det
 
-Behind the colon stand the parts to learn, of "chat", "det" and "pose", joined by "+"; "chat" alone for plain
-`--config configs/samples.py`. Evaluation asks about the same photos: it measures memory, not skill.
+Behind the colon stand the parts to learn, of "chat", "det", "pose" and "edit", joined by "+"; "chat" alone
+for plain `--config configs/samples.py`. Evaluation asks about the same photos: it measures memory, not skill.
 
 FOLDER holds a few pictures of each dataset, in its own format:
 
-  coco/        llava_chat.json (LLaVA conversations), captions.jsonl, person_keypoints.json (with outlines)
+  coco/        llava_chat.json (LLaVA conversations), captions.jsonl, person_keypoints.json (with outlines),
+               edits.jsonl (input, instruction, output)
   crowdpose/   crowdpose.json
   ap10k/       ap10k.json
   humanart/    humanart.json
@@ -22,9 +23,10 @@ import ml_collections
 
 from configs import demo
 from configs.groups import GROUPS
-from configs.sizes import TINY_DECODERS
+from configs.sizes import CAPTION, TINY_DECODERS
 
 _SIZE = 192  # longest side of the decoders' pictures: the smallest person is 5 x 10 pixels there
+_EDITED = 32  # side of the pictures that are edited
 
 
 def _people(**options: Any) -> dict[str, Any]:
@@ -79,6 +81,18 @@ _POSE = {
     "links": {"det": 2, "pose": 17},
     "capacities": {"size": _SIZE, "objects": 8},
 }
+_EDIT = {
+    "tiles": 1,
+    "decoder": "instruct_pix2pix",
+    "links": {"edit": 1},
+    "capacities": {"size": _EDITED, "caption": CAPTION},
+}
+
+
+def _edits(**options: Any) -> dict[str, Any]:
+    file = {"annotations": "{root}/coco/edits.jsonl", "max_tiles": 1}
+    return {"editing": {**file, **options}}
+
 
 # What a part adds to the mixture, to what is evaluated and to the decoders.
 _MIXTURE: dict[str, dict[str, Any]] = {
@@ -88,6 +102,7 @@ _MIXTURE: dict[str, dict[str, Any]] = {
     },
     "det": {"det": {"rows": 4, **_DET, "datasets": {"coco": _people()}}},
     "pose": {"pose": {"rows": 6, **_POSE, "datasets": {name: files for name, (_, files) in _POSES.items()}}},
+    "edit": {"edit": {"rows": 8, **_EDIT, "datasets": _edits()}},
 }
 _EVALUATED: dict[str, dict[str, Any]] = {
     "chat": {"chat": {"tiles": 1, "regions": 0, "datasets": _CHAT}},
@@ -96,14 +111,28 @@ _EVALUATED: dict[str, dict[str, Any]] = {
         f"pose_{name}": {"metrics": (metric,), **_POSE, "datasets": {name: {**files, "test": True}}}
         for name, (metric, files) in _POSES.items()
     },
+    "edit": {"edit": {"metrics": ("edits",), **_EDIT, "datasets": _edits(test=True)}},
 }
 _DECODERS: dict[str, dict[str, Any]] = {
     "chat": {},
     "det": {"grounding_dino": TINY_DECODERS["grounding_dino"]},
     "pose": {"unipose": {**TINY_DECODERS["unipose"], "instances": 8}},  # five people on one photo
+    "edit": {
+        "instruct_pix2pix": {
+            **TINY_DECODERS["instruct_pix2pix"],
+            "unet": {**TINY_DECODERS["instruct_pix2pix"]["unet"], "widths": (32, 64, 64)},
+            "vae": {**TINY_DECODERS["instruct_pix2pix"]["vae"], "widths": (16, 32)},
+            "size": _EDITED,
+        }
+    },
 }
 # Updates, columns of a row, learning rate.
-_RUNS = {"chat": (400, 192, 1e-3), "det": (800, 112, 8e-4), "pose": (1500, 384, 8e-4)}
+_RUNS = {
+    "chat": (400, 192, 1e-3),
+    "det": (800, 112, 8e-4),
+    "pose": (1500, 384, 8e-4),
+    "edit": (1500, 112, 1e-3),
+}
 
 
 def get_config(parts: str = "") -> ml_collections.ConfigDict:
@@ -120,10 +149,14 @@ def get_config(parts: str = "") -> ml_collections.ConfigDict:
         config.data.mixture = {task: entry for name in names for task, entry in _MIXTURE[name].items()}
         config.eval.tasks = {task: entry for name in names for task, entry in _EVALUATED[name].items()}
         config.model.decoders = {key: sizes for name in names for key, sizes in _DECODERS[name].items()}
+        config.eval.pictures = 4
         if config.model.decoders:
             config.optimizer.groups = GROUPS["all_links"]
+        if "edit" in names:
+            config.model.queries.generation = 4
+            config.optimizer.groups = GROUPS["all_painters"]
+            config.eval.pictures = 16
         config.data.groups = 1
         config.eval.every = 100 if names == ["chat"] else 250
         config.eval.max_new = 128
-        config.eval.pictures = 4
     return config

@@ -102,6 +102,39 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
+CAPTION = 20  # ids of a caption of a synthetic scene, or of an instruction
+
+# Pictures of 24 pixels, latents of 12 x 12 cells. The autoencoder learns beside the rest.
+_PAINTER: dict[str, Any] = {
+    "unet": {
+        "channels_out": 4,
+        "widths": (24, 48, 64),
+        "attends": (False, True, True),
+        "depth": 1,
+        "heads": 4,
+        "context": 96,
+        "groups": 8,
+    },
+    # One group: two or three channels that are normalised by themselves tell little.
+    "vae": {"widths": (12, 24), "depth": 1, "latent": 4, "groups": 1, "scale": 1.0},
+    "text": {
+        "vocab": 666,
+        "width": 96,
+        "depth": 2,
+        "heads": 4,
+        "mlp": 192,
+        "length": CAPTION,
+        "start": 1,
+        "end": 2,
+    },
+    "mapper": {"heads": 4, "mlp": 192},
+    "size": 24,
+    "objective": "both",
+    "kl_weight": 1e-4,
+    "drop_rate": 0.05,
+    "draws": 2,
+}
+
 # Decoders that learn synthetic scenes on a laptop, from nothing.
 TINY_DECODERS: dict[str, dict[str, Any]] = {
     "grounding_dino": {
@@ -147,5 +180,21 @@ TINY_DECODERS: dict[str, dict[str, Any]] = {
         "keypoint_layers": 2,
         "drop_path": 0.0,
         "criterion": {"denoising": 8},
+    },
+    "stable_diffusion": {
+        **_PAINTER,
+        "unet": {**_PAINTER["unet"], "channels": 4},
+        "sampling": {"sampler": "ddim", "steps": 20, "max_steps": 50, "guidance": 3.0},
+    },
+    "instruct_pix2pix": {
+        **_PAINTER,
+        "unet": {**_PAINTER["unet"], "channels": 8},
+        "sampling": {
+            "sampler": "euler_ancestral",
+            "steps": 20,
+            "max_steps": 50,
+            "guidance": 3.0,
+            "image_guidance": 1.5,
+        },
     },
 }

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets a run's decoder look at a picture: boxes, masks or keypoints as COCO's JSON, and drawn.
+"""Lets a run's decoder look at a picture (boxes, masks or keypoints as COCO's JSON, and drawn), or paint one.
 
     python -m launch.predict --workdir RUN --image photo.jpg --task det --classes "person, dog"
     python -m launch.predict --workdir RUN --image photo.jpg --task grd --phrase "the dog on the left"
     python -m launch.predict --workdir RUN --image photo.jpg --task pose --classes person \\
         --keypoints "nose, left eye, right eye"
+    python -m launch.predict --workdir RUN --task gen --prompt "A large red star."
+    python -m launch.predict --workdir RUN --image photo.jpg --task edit --prompt "Turn the star into a ring."
 
-Tasks: det (boxes), ins (boxes and masks), grd (what a phrase refers to), seg (a class for every pixel), pose.
+Tasks: det (boxes), ins (boxes and masks), grd (what a phrase refers to), seg (a class for every pixel), pose,
+gen (a picture from a prompt), edit (a picture changed by an instruction; its central square).
 The answer that names all classes is put in the model's mouth, as in the official evaluations; with --generate
-the model writes it itself. Writes OUT/<picture>.json and OUT/<picture>.png. Only the decoder of the task is
-loaded.
+the model writes it itself. Writes OUT/<picture>.json and OUT/<picture>.png, for gen and edit a picture alone.
+Only the decoder of the task is loaded.
 """
 
 import argparse
@@ -36,8 +39,10 @@ from launch.answer import AnswerConfig, Answerer
 from launch.build import Run
 from launch.cost import timed
 from launch.draw import draw_classes, draw_objects
+from launch.paint import PAINTED, Wish, paint
 from launch.perceive import Perceiver, Seen
 from launch.saved import saved_config, saved_model, saved_run
+from vllm2_jax.decoders.diffusion.samplers import SAMPLERS
 from vllm2_jax.evals.coco import results
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.tokens import LINKS, SPECIAL_TOKENS
@@ -99,11 +104,17 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--workdir", required=True, help="run whose newest checkpoint looks")
-    add("--image", required=True, type=pathlib.Path, help="the picture")
-    add("--task", required=True, choices=TASKS)
+    add("--image", type=pathlib.Path, help="the picture; all tasks but gen need one")
+    add("--task", required=True, choices=[*TASKS, *PAINTED])
     add("--classes", type=names, default=(), help='what to look for: "person, dog"')
     add("--phrase", default="", help="what grd looks for")
     add("--keypoints", type=names, default=(), help='what pose looks for: "nose, left eye"')
+    add("--prompt", default="", help="what gen paints and edit changes")
+    add("--sampler", choices=SAMPLERS, help="of gen and edit; the run's own by default")
+    add("--steps", type=int, help="of the sampler")
+    add("--guidance", type=float, help="how far the prompt pushes a picture; 1 is not at all")
+    add("--image_guidance", type=float, help="how far the picture to edit pushes")
+    add("--seed", type=int, default=0, help="of the noise of gen and edit")
     add("--generate", action="store_true", help="the model writes the answer itself")
     add("--threshold", type=float, default=0.3, help="least score of what is drawn and written")
     add("--max_tiles", type=int, default=1, help="tiles the picture is cut into at most, as in training")
@@ -124,22 +135,50 @@ def main() -> int:
     args = parser().parse_args()
     logging.set_verbosity(logging.WARNING)
     try:
-        asked = Asked(args.task, (args.phrase,) if args.phrase else args.classes, args.keypoints)
-        picture, decoder = load_image(args.image), TASKS[args.task].decoder
-        capacities = capacities_of(saved_config(args.workdir).data.mixture.to_dict(), decoder)
-        run = saved_run(args.workdir, args.strategy, [decoder])
-        with timed("load", args.measure):
-            model = saved_model(args.workdir, run, args.dtype)
-        options = {"generated": args.generate, "max_tiles": args.max_tiles}
-        with timed("compile and look", args.measure):
-            seen, asked = predict(run, model, picture, asked, capacities, **options)
+        lines = paint_to_file(args) if args.task in PAINTED else look_to_files(args)
     except (DataError, ValueError, FileNotFoundError) as error:
         print(f"launch.predict: {error}", file=sys.stderr)
         return 2
-    args.out.mkdir(parents=True, exist_ok=True)
-    for line in write(args.out / args.image.stem, seen, picture, asked, args.threshold):
+    for line in lines:
         print(line)
     return 0
+
+
+def look_to_files(args: argparse.Namespace) -> Sequence[str]:
+    """What the command line asks a decoder that sees; returns what to say."""
+    asked = Asked(args.task, (args.phrase,) if args.phrase else args.classes, args.keypoints)
+    if args.image is None:
+        raise ValueError(f"--task {args.task}: give the --image to look at")
+    picture, decoder = load_image(args.image), TASKS[args.task].decoder
+    capacities, run, model = open_run(args, decoder)
+    options = {"generated": args.generate, "max_tiles": args.max_tiles}
+    with timed("compile and look", args.measure):
+        seen, asked = predict(run, model, picture, asked, capacities, **options)
+    args.out.mkdir(parents=True, exist_ok=True)
+    return write(args.out / args.image.stem, seen, picture, asked, args.threshold)
+
+
+def paint_to_file(args: argparse.Namespace) -> Sequence[str]:
+    """What the command line asks a decoder that paints; returns what to say."""
+    wish = Wish(args.task, args.prompt, None if args.image is None else load_image(args.image))
+    given = {name: getattr(args, name) for name in ("sampler", "steps", "guidance", "image_guidance")}
+    sampling = {name: value for name, value in given.items() if value is not None}
+    capacities, run, model = open_run(args, PAINTED[args.task].decoder)
+    options = {"seed": args.seed, "generated": args.generate, "max_tiles": args.max_tiles}
+    with timed("compile and paint", args.measure):
+        picture = paint(run, model, wish, capacities, sampling=sampling, **options)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"{'picture' if args.image is None else args.image.stem}_{args.task}.png"
+    Image.fromarray(picture).save(path)
+    return [f"wrote {path}"]
+
+
+def open_run(args: argparse.Namespace, decoder: str) -> tuple[dict[str, Any], Run, VisionLLMv2]:
+    """Capacities, run and model with one decoder."""
+    capacities = capacities_of(saved_config(args.workdir).data.mixture.to_dict(), decoder)
+    run = saved_run(args.workdir, args.strategy, [decoder])
+    with timed("load", args.measure):
+        return capacities, run, saved_model(args.workdir, run, args.dtype)
 
 
 def predict(

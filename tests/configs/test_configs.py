@@ -131,7 +131,7 @@ def test_held_out_sets_fit_their_loaders(name):
             inspect.signature(load).bind(tile_size=1, **given)
 
 
-@pytest.mark.parametrize("parts", ["chat", "det", "pose", "chat+det+pose"])
+@pytest.mark.parametrize("parts", ["chat", "det", "pose", "edit", "chat+det+pose+edit"])
 def test_parts_of_the_samples(parts):
     config = samples.get_config(parts)
     assert flat(config) == flat(base.get_config())
@@ -148,7 +148,7 @@ def test_parts_of_the_samples(parts):
             inspect.signature(load).bind(tile_size=1, **given)
     decoders = {task["decoder"] for task in mixture.values() if "decoder" in task}
     assert decoders == set(config.model.decoders)
-    with pytest.raises(ValueError, match="there are chat, det, pose"):
+    with pytest.raises(ValueError, match="there are chat, det, pose, edit"):
         samples.get_config(parts + "+sing")
 
 

@@ -4,10 +4,13 @@
 import json
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from data_pipelines import DATASETS
+from data_pipelines.caption_tokenizer import load_caption_tokenizer
 from data_pipelines.collate import CollateSpec, TaskShape, make_row
 from data_pipelines.conversation import link
 from data_pipelines.errors import DataError
@@ -87,6 +90,43 @@ def test_an_instruction_with_and_without_a_wording(folder):
     assert 4 < sum(text == "<image>\nMake it Red." for text in asked) < 16
     assert any("make it red" in text for text in asked)
     assert asked == [source[i].turns[0][1] for i in range(20)]
+
+
+def test_edits_of_a_table(tmp_path):
+    """The columns of InstructPix2Pix, pictures as the datasets library writes them."""
+    rows = [
+        {
+            "original_image": {"bytes": picture(0, mode, kind), "path": None},
+            "edit_prompt": "make it night",
+            "edited_image": {"bytes": picture(1, mode, kind), "path": None},
+        }
+        for mode, kind in (("RGB", "PNG"), ("L", "PNG"), ("RGBA", "PNG"), ("CMYK", "JPEG"))
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "edits.parquet", row_group_size=3)
+    fields = {
+        "input_field": "original_image",
+        "instruction_field": "edit_prompt",
+        "output_field": "edited_image",
+    }
+    file = str(tmp_path / "*.parquet")
+    source = DATASETS["editing"](annotations=file, tile_size=8, max_tiles=1, counts=COUNTS, **fields)
+    assert len(source) == 4
+    for number in range(4):
+        row = make_row(source[number], load_tokenizer(TINY_TOKENIZER), SPEC, EDIT)
+        found = row.targets["instruct_pix2pix"]
+        assert found["input"].shape == found["image"].shape == (16, 16, 3)
+        assert np.any(found["input"] != found["image"])
+
+
+def test_captions_of_any_length(folder):
+    """Too many words for the text encoder lose their end; the reader refuses none at all."""
+    file = write(folder, [{"image": "a.png", "caption": "star " * 40}, {"image": "a.png", "caption": "  "}])
+    source = DATASETS["text_to_image"](annotations=file, counts=COUNTS, test=True)
+    row = make_row(source[0], load_tokenizer(TINY_TOKENIZER), SPEC, PAINT)
+    ids = row.targets["stable_diffusion"]["caption"]
+    assert ids.shape == (12,) and ids[-1] == load_caption_tokenizer("").end and (ids[1:-1] != ids[-1]).all()
+    with pytest.raises(DataError, match="record 1, field 'caption': the text is empty"):
+        source[1]
 
 
 def test_rows_have_square_pictures_and_captions(folder):

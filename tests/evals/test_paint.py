@@ -41,6 +41,9 @@ def test_agreement_counts_shape_colour_and_both():
         "agreement/shape": pytest.approx(1 / 3),
         "agreement/colour": pytest.approx(2 / 3),
         "agreement/both": pytest.approx(1 / 3),
+        "agreement/chance/shape": pytest.approx(4 / 9),
+        "agreement/chance/colour": pytest.approx(3 / 9),
+        "agreement/chance/both": pytest.approx(2 / 9),
     }
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoders that paint inside the whole model: a train step, evaluation and its report, answers' pictures."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,7 @@ from launch import build
 from launch.answer import Answer
 from launch.brush import Brush
 from launch.heldout import Heldout, check_metrics
+from launch.paint import Wish, paint
 from launch.report import write_report
 from tests.launch.small_painters import config
 from vllm2_jax.nn.axes import axis_rules
@@ -61,7 +63,8 @@ def test_heldout_pictures_are_scored_and_shown(tmp_path):
     model = build.rebuild(run(), trained()[0])
     results = heldout(model)
     assert set(results.scores) == {
-        *("t2i/agreement/shape", "t2i/agreement/colour", "t2i/agreement/both"),
+        *(f"t2i/agreement/{key}" for key in ("shape", "colour", "both")),
+        *(f"t2i/agreement/chance/{key}" for key in ("shape", "colour", "both")),
         *("edit/edits/error", "edit/edits/unchanged", "edit/edits/ratio"),
     }
     assert [one.number for one in results.painted["t2i"]] == [0, 1, 2]
@@ -99,6 +102,55 @@ def test_links_of_an_answer_become_pictures():
         list(brush(model, answer("edit"), None))
     with pytest.raises(ValueError, match="steps=0"):
         list(Brush(run(), {"steps": 0}, seed=0)(model, answer("gen"), None))
+
+
+@pytest.mark.parametrize("task", ["gen", "edit"])
+def test_one_wish_becomes_a_picture(task):
+    model = build.rebuild(run(), trained()[0])
+    photo = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    before = photo if task == "edit" else None
+    long = "a star and " * 30 + "a ring"  # longer than the run's own rows
+
+    def go(prompt, seed=0):
+        options = {"sampling": {"steps": 2}, "seed": seed}
+        return paint(run(), model, Wish(task, prompt, before), {"size": 16, "caption": 20}, **options)
+
+    made = go("a star")
+    assert made.shape == (16, 16, 3) and made.dtype == np.uint8
+    np.testing.assert_array_equal(made, go("a star"))
+    assert np.any(made != go("a star", seed=1))
+    assert go(long).shape == made.shape
+    with pytest.raises(ValueError, match="steps=0"):
+        paint(run(), model, Wish(task, "x", before), {"size": 16, "caption": 20}, sampling={"steps": 0})
+    # An untrained model writes no links.
+    with pytest.raises(ValueError, match=f"calls no decoder for --task {task}"):
+        paint(run(), model, Wish(task, "x", before), {}, sampling={}, generated=True)
+
+
+def test_the_given_answer_paints_as_evaluation_does():
+    """The states of a link in a row of its own are those that the held-out pictures were made from."""
+    heldout, model = Heldout(config(), run()), build.rebuild(run(), trained()[0])
+    (commission,) = (one for one in heldout.commissions if one.name == "t2i")
+    wanted = next(commission.maker(model, commission.examples))
+    words = wanted.example.turns[0][1]
+    asked = dataclasses.replace(Wish("gen", "x"), prompt=words.removeprefix("Paint this: "))
+    if not words.startswith("Paint this: ") or not wanted.example.turns[1][1].startswith("Done: "):
+        pytest.fail(f"the first record has another wording ({wanted.example.turns}): take another one")
+    made = paint(run(), model, asked, {"size": 16, "caption": 20}, sampling={}, seed=wanted.number)
+    assert np.abs(made.astype(int) - wanted.picture.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "task, prompt, picture, message",
+    [
+        ("gen", " ", False, "say what with --prompt"),
+        ("edit", "turn it", False, "give the --image to change"),
+        ("gen", "a star", True, "leave out --image"),
+    ],
+)
+def test_wishes_that_cannot_be_made(task, prompt, picture, message):
+    with pytest.raises(ValueError, match=message):
+        Wish(task, prompt, np.zeros((4, 4, 3), np.uint8) if picture else None)
 
 
 def test_the_stage_of_the_paper_trains_mappers_and_the_unet_of_editing():

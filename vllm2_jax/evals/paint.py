@@ -74,18 +74,24 @@ def _largest(inside: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
 
 
 def agreement(name: str = "agreement") -> Metric:
-    """Share of pictures with the right shape, the right colour, and both."""
+    """Share of pictures with the right shape, the right colour, and both.
 
-    def record(found: Thing, wanted: Thing) -> tuple[bool, bool]:
-        return found.shape == wanted.shape, found.colour == wanted.colour
+    `.../chance/...` are the same shares of all pictures with all prompts, so of pictures that were painted
+    without listening.
+    """
 
-    def summarise(records: Sequence[tuple[bool, bool]]) -> dict[str, float]:
-        right = np.array(records)
-        return {
-            f"{name}/shape": float(right[:, 0].mean()),
-            f"{name}/colour": float(right[:, 1].mean()),
-            f"{name}/both": float(right.all(1).mean()),
+    def record(found: Thing, wanted: Thing) -> tuple[Thing, Thing]:
+        return found, wanted
+
+    def summarise(records: Sequence[tuple[Thing, Thing]]) -> dict[str, float]:
+        found, wanted = zip(*records, strict=True)
+        same = {
+            key: np.array([[getattr(f, key) == getattr(w, key) for w in wanted] for f in found])
+            for key in ("shape", "colour")
         }
+        same["both"] = same["shape"] & same["colour"]
+        right = {f"{name}/{key}": float(pairs.diagonal().mean()) for key, pairs in same.items()}
+        return right | {f"{name}/chance/{key}": float(pairs.mean()) for key, pairs in same.items()}
 
     return Metric(record, summarise)
 

@@ -207,6 +207,27 @@ def test_the_autoencoder_has_a_stage_of_its_own():
 
 
 @BOTH
+def test_the_autoencoder_beside_the_noise_predictor(edits):
+    """It learns what it would learn alone; the noise loss does not reach it."""
+    learner = randomized(lambda: make(edits=edits, objective="both"), std=0.1)
+
+    def total(learner, objective, *names):
+        learner.config = dataclasses.replace(learner.config, objective=objective)
+        found = learner.loss(links(2), targets(2, edits=edits), key=jax.random.key(0))
+        assert set(names) <= set(found)
+        return sum(found[name][0] for name in names)
+
+    grad = jax.jit(jax.grad(total), static_argnums=(1, 2, 3))
+    joint = grad(learner, "both", "noise", "caption")
+    assert not any(bool(x.any()) for x in jax.tree.leaves(joint.vae))
+    assert any(bool(x.any()) for x in jax.tree.leaves(joint.unet))
+    joint = grad(learner, "both", "autoencoder", "prior")
+    alone = grad(learner, "autoencoder", "autoencoder", "prior")
+    for a, b in zip(jax.tree.leaves(joint.vae), jax.tree.leaves(alone.vae), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+@BOTH
 def test_example_states_what_the_loss_reads(edits):
     sizes = config(edits=edits)
     example = painter(edits).example(3, sizes)

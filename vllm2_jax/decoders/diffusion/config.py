@@ -3,7 +3,7 @@
 
 import dataclasses
 
-OBJECTIVES = ("noise", "autoencoder")
+OBJECTIVES = ("noise", "autoencoder", "both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +166,10 @@ class PainterConfig:
       caption_weight: coefficient of the caption alignment loss.
       draws: how many noisy versions of a picture train at once. The loss is the same on average; a small
         picture's share of the language model's and the autoencoder's work is paid once for all of them.
-      objective: "noise" trains the noise predictor, "autoencoder" the autoencoder alone (a first stage for
-        models that start from nothing; the official ones start from a trained autoencoder).
-      kl_weight: of the autoencoder's prior, in its own stage.
+      objective: "noise" trains the noise predictor, as the official stages do, which start from a trained
+        autoencoder. For models that start from nothing: "autoencoder" trains that alone, a stage of its own;
+        "both" trains it beside the noise predictor, whose loss does not reach it.
+      kl_weight: of the autoencoder's prior, where it is trained.
       dtype: of products and activations; losses, schedule and samplers are float32.
     """
 

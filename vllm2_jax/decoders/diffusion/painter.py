@@ -73,7 +73,9 @@ class Painter(nnx.Module):
         if moments is not None:
             return moments.astype(jnp.float32)
         assert image is not None  # `read_targets` has seen to it
-        return self.vae.encode(to_pixels(image))
+        found = self.vae.encode(to_pixels(image))
+        # Latents that are easy to predict need not be those that hold a picture.
+        return jax.lax.stop_gradient(found) if self.config.objective == "both" else found
 
     def draw(self, key: jax.Array, rows: int, targets: Targets) -> Draws:
         """Fresh draws for a training step."""

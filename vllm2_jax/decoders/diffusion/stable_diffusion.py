@@ -26,7 +26,7 @@ class StableDiffusion(Painter):
     """Stable Diffusion 1.5 that listens to a super link."""
 
     def loss(self, links: Links, targets: Any, *, key: jax.Array) -> dict[str, Weighted]:
-        """ "noise" and "caption", or the autoencoder's terms in its own stage.
+        """ "noise" and "caption", "autoencoder" and "prior", or all four, as `config.objective` says.
 
         Args:
           links: B rows with K places for links.
@@ -35,10 +35,14 @@ class StableDiffusion(Painter):
         """
         count = links.valid.shape[1]
         found = jax.tree.map(lambda x: for_links(x, count), read_targets(targets, edits=False))
-        if self.config.objective == "autoencoder":
-            return self.autoencoder_losses(key, found.image, links.valid.reshape(-1))
-        draws = self.draw(key, links.valid.size * self.config.draws, found)
-        return self.noise_losses(links, found, draws)
+        terms = {}
+        if self.config.objective != "noise":
+            own = jax.random.fold_in(key, 1)
+            terms = self.autoencoder_losses(own, found.image, links.valid.reshape(-1))
+        if self.config.objective != "autoencoder":
+            draws = self.draw(key, links.valid.size * self.config.draws, found)
+            terms |= self.noise_losses(links, found, draws)
+        return terms
 
     def noise_losses(self, links: Links, targets: Targets, draws: Draws) -> dict[str, Weighted]:
         """The losses for given draws, one or more a link; targets are those of the N = B * K links."""
