@@ -35,6 +35,7 @@ def measure(dataset: grain.IterDataset, *, batches: int = 50, warmup: int = 5) -
             columns += int((segments > 0).sum())
             room += segments.size
             size += sum(x.nbytes for x in vars(rows.inputs).values())
+    iterator.close()  # ends worker processes
     return {
         "batches/s": batches / spent,
         "examples/s": examples / spent,

@@ -146,13 +146,18 @@ def fill_root(value: Any, root: str) -> Any:
     """A mixture with `{root}` in its paths replaced.
 
     Raises:
-      ValueError: a path needs a root and there is none.
+      ValueError: a path needs a root and there is none, or the root is a bucket.
     """
     if isinstance(value, Mapping):
         return {key: fill_root(entry, root) for key, entry in value.items()}
     if isinstance(value, str) and "{root}" in value:
         if not root:
             raise ValueError(f"the mixture reads {value}: give the folder as --config.data.root=FOLDER")
+        if "://" in root:
+            raise ValueError(
+                f"config.data.root={root}: data is read from folders; mount the bucket on every host, as "
+                "launch.pod does (--data), and give the folder where it is"
+            )
         return value.replace("{root}", root)
     return value
 

@@ -58,6 +58,11 @@ def test_config_at_fault_exits_with_two(flags, message, tmp_path):
     assert message in done.stderr
 
 
+def test_data_is_not_read_from_buckets():
+    with pytest.raises(ValueError, match="mount the bucket on every host"):
+        build.fill_root({"annotations": "{root}/train.json"}, "gs://bucket/coco")
+
+
 def test_help_tells_how():
     done = subprocess.run(
         [sys.executable, "-m", "launch.train", "--help"],
