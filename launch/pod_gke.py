@@ -67,8 +67,8 @@ def run(pod: Pod, flags: Sequence[str]) -> list[Command]:
             f"--num-slices={pod.slices}",
             f"--docker-image={pod.need('image')}",
             f"--max-restarts={pod.restarts}",
-            # 1 is a process whose peers are gone. 2 and 3 (wrong config, loss not finite) would only recur.
-            "--restart-on-exit-codes=1",
+            # 1: its peers are gone; 4: no data, or no disk. 2 and 3 (wrong config, loss not finite) would recur.
+            "--restart-on-exit-codes=1,4",
             f"--termination-grace-period-seconds={GRACE}",
             *(f"--env={name}={value}" for name, value in environment(pod).items()),
             *([f"--storage={_STORAGE}"] if pod.data else []),

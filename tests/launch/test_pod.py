@@ -115,7 +115,7 @@ def test_xpk(capsys):
     assert run == [
         *("xpk", "workload", "create", *here, "--workload=stage1-tune", "--tpu-type=v5p-128"),
         *("--num-slices=2", "--docker-image=us-docker.pkg.dev/my-project/vllm2/train:1"),
-        *("--max-restarts=9", "--restart-on-exit-codes=1", "--termination-grace-period-seconds=300"),
+        *("--max-restarts=9", "--restart-on-exit-codes=1,4", "--termination-grace-period-seconds=300"),
         *("--env=JAX_COMPILATION_CACHE_DIR=gs://my-runs/compile_cache", "--storage=vllm2-data"),
         "--command=exec python -m launch.train --config configs/stage1_tune_7b.py "
         "'--config.data.root=/data/my set' --multihost --workdir=gs://my-runs/runs/stage1-tune",
