@@ -67,7 +67,7 @@ def run(pod: Pod, flags: Sequence[str]) -> list[Command]:
             f"--num-slices={pod.slices}",
             f"--docker-image={pod.need('image')}",
             f"--max-restarts={pod.restarts}",
-            # 1: its peers are gone; 4: no data, or no disk. 2 and 3 (wrong config, loss not finite) would recur.
+            # 1: peers are gone; 4: no data or no disk. 2 and 3 (wrong config, loss not finite) would recur.
             "--restart-on-exit-codes=1,4",
             f"--termination-grace-period-seconds={GRACE}",
             *(f"--env={name}={value}" for name, value in environment(pod).items()),
