@@ -17,14 +17,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from data_pipelines.errors import DataError, StalledError
 from launch.build import Config, build_run, data_iterator, describe, loop_config, rebuild
+from launch.exits import exit_code
 from launch.heldout import hooks
 from vllm2_jax.train import fate, goodput, metrics
-from vllm2_jax.train.checkpoint import SaveError
 from vllm2_jax.train.goodput import Clock
 from vllm2_jax.train.loop import train
-from vllm2_jax.train.monitor import NotFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -57,18 +55,6 @@ def main(argv: list[str]) -> None:
             logging.exception("the run has failed")
         print(f"launch.train: {error}", file=sys.stderr)
         fate.leave(code)
-
-
-def exit_code(error: BaseException) -> int:
-    """What the program ends with after an error."""
-    for kinds, code in (
-        ((StalledError, SaveError), 4),
-        ((NotFiniteError,), 3),
-        ((DataError, ValueError, FileNotFoundError), 2),
-    ):
-        if isinstance(error, kinds):
-            return code
-    return 1
 
 
 def _train(config: Config, clock: Clock) -> None:

@@ -26,7 +26,7 @@ from data_pipelines.example import Example
 from data_pipelines.mixture import make_dataset
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
-from launch.train import exit_code
+from launch.exits import exit_code
 from tests.train.small import make_batch, make_small
 from tests.train.stream import run
 from vllm2_jax.sharding.mesh import find_devices, find_strategy, make_mesh
@@ -76,30 +76,30 @@ class Fed(grain.DatasetIterator):
     """Writes which records each batch holds, and makes happen what `faults` ask for.
 
     Faults, each at a batch (counted from 1) of this process: "kill" while its step runs; "kill_saving" while
-    a checkpoint is written behind it; "small_files" from there on no file may grow beyond 4 KiB, as on a full
+    a checkpoint is written behind it; "small_files" from there on no file may grow beyond 16 KiB, as on a full
     disk. `slow`: seconds that each batch takes.
     """
 
-    def __init__(
-        self, parent: Any, file: pathlib.Path, groups: tuple[int, ...], faults: dict[str, int], slow: float
-    ):
+    def __init__(self, parent: Any, groups: tuple[int, ...], process: int, folder: pathlib.Path, every: int):
         super().__init__(parent)
-        self._slow = slow
-        self._groups, self._faults, self._tokenizer = groups, faults, load_tokenizer(TINY_TOKENIZER)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(file, "a", encoding="utf-8")
+        self.faults: dict[str, int] = {}
+        self.slow = 0.0
+        self._groups, self._folder, self._every = groups, folder, every
+        self._tokenizer = load_tokenizer(TINY_TOKENIZER)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / f"records-{process}.jsonl", "a", encoding="utf-8")
 
     def _number(self) -> int:
         return self._parent.get_state()["rows"]["chat"] // (GROUPS * MIXTURE["chat"]["rows"])
 
     def __next__(self) -> Any:
         # One step is in flight while the next batch is fetched.
-        if self._number() == self._faults.get("kill"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(self._slow)
+        if self._number() == self.faults.get("kill"):
+            self._kill_after(str((self._number() - 1) // self._every * self._every))
+        time.sleep(self.slow)
         element = next(self._parent)
-        if self._number() == self._faults.get("small_files"):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, resource.RLIM_INFINITY))
+        if self._number() == self.faults.get("small_files"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, resource.RLIM_INFINITY))
         fed = {task: self._texts(rows) for task, rows in element["batch"].items()}
         for place, group in enumerate(self._groups):
             line = {"batch": self._number(), "group": group} | {
@@ -122,9 +122,16 @@ class Fed(grain.DatasetIterator):
         return found
 
     def get_state(self) -> Any:
-        if self._number() == self._faults.get("kill_saving"):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self._number() == self.faults.get("kill_saving"):
+            self._kill_after(f"{self._number()}.*tmp*")
         return self._parent.get_state()
+
+    def _kill_after(self, pattern: str) -> None:
+        """Dies without a word as soon as a checkpoint's folder is there."""
+        deadline = time.monotonic() + 60
+        while not list(self._folder.glob(f"checkpoints/{pattern}")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def set_state(self, state: Any) -> None:
         self._parent.set_state(state)
@@ -178,7 +185,8 @@ def survive(
         workers=workers,
         timeout=timeout,
     )
-    data = Fed(iter(batches), folder / f"records-{process}.jsonl", mine, faults, slow)
+    data = Fed(iter(batches), mine, process, folder, save_every)
+    data.faults, data.slow = faults, slow
     make = functools.partial(make_small, vocab=tokenizer.vocab_size)
     return run(folder, steps, data=data, make=make, **options)
 
@@ -187,12 +195,11 @@ if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     port, processes = settings.pop("port"), settings.pop("processes")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        f"localhost:{port}", processes, settings["process"], heartbeat_timeout_seconds=20
-    )
+    jax.distributed.initialize(f"localhost:{port}", processes, settings["process"])
     try:
         with fate.shared(exit_code):
             survive(**settings)
     except Exception as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         print(f"process {settings['process']}: {error}", file=sys.stderr)
         fate.leave(exit_code(error))

@@ -114,7 +114,7 @@ def test_sigterm_reaches_worker_processes_too(whole, tmp_path):
     assert_continues(tmp_path, whole(2), exactly=True)
 
 
-def test_a_read_that_hangs_ends_all(whole, tmp_path):
+def test_a_read_that_hangs_ends_all(tmp_path):
     stuck = {"stuck": 100, "timeout": 5.0}  # stands for a host whose storage hangs
     with Crew(tmp_path, 2, 1000, save_every=4, faults={1: stuck}) as crew:
         assert crew.wait() == [4, 4], crew.said()

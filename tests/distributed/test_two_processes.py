@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.conftest import DEVICES
 from tests.distributed.crew import ROOT, Crew, free_port, losses, records, steps_written
 from tests.distributed.survivor import GROUPS, survive
 from vllm2_jax.train.checkpoint import Checkpoints
@@ -61,6 +62,7 @@ def test_a_host_without_its_files_ends_both_with_a_message(tmp_path):
     # What Slurm tells its processes; the port of the coordinator follows from the number of the job.
     slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0"}
     slurm |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    slurm["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(f"{DEVICES}=8", f"{DEVICES}=2")
     command = [sys.executable, "-m", "launch.train", "--multihost", f"--config={config}"]
     members = [
         subprocess.Popen(

@@ -11,6 +11,7 @@ import gc
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -26,6 +27,8 @@ from vllm2_jax.train.paths import PathLike, in_bucket, place
 from vllm2_jax.train.state import TrainState
 
 Model = TypeVar("Model", bound=nnx.Module)
+
+_POLL = 0.02  # seconds between two looks at a save in progress
 
 
 class SaveError(RuntimeError):
@@ -59,6 +62,7 @@ class Checkpoints:
         Raises:
           SaveError: it has failed.
         """
+        self.wait()
         self._guard(self._manager.close)
 
     def check(self) -> None:
@@ -82,6 +86,10 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for the save in progress, as `close` does; more can follow."""
+        # Orbax waits for the other processes first, and says later that this one has failed.
+        while self._manager.is_saving_in_progress():
+            self.check()
+            time.sleep(_POLL)
         self._guard(self._manager.wait_until_finished)
 
     def latest(self) -> int | None:
@@ -107,7 +115,7 @@ class Checkpoints:
             data=grain.checkpoint.CheckpointSave(data),
             config=ocp.args.JsonSave(config),
         )
-        self._guard(self._manager.wait_until_finished)
+        self.wait()
         self._saving = step
         self._guard(functools.partial(self._manager.save, step, args=items, force=True))
 

@@ -28,12 +28,23 @@ _GRACE = 5.0  # seconds in which a process may still end by itself: it may be fa
 _LINGER = 5.0  # seconds that process 0, where the store lives, stays longer
 
 
+class PeerError(RuntimeError):
+    """Another process of the run has failed; what this one met is a consequence."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
 @contextlib.contextmanager
 def shared(code: Callable[[BaseException], int]) -> Iterator[None]:
     """Posts an error that leaves the `with` block, and ends this process soon after another one has posted.
 
     Args:
       code: error -> exit code, which the other processes end with as well.
+
+    Raises:
+      PeerError: instead of an error that came after that of another process.
     """
     client = distributed.global_state.client
     if jax.process_count() == 1 or client is None:
@@ -44,6 +55,9 @@ def shared(code: Callable[[BaseException], int]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        found = _found(client)
+        if found is not None:
+            raise PeerError(*found) from error
         post = {"host": socket.gethostname(), "text": _first_line(error), "code": code(error)}
         # A store that is gone has ended, or will end, the others as well.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -70,18 +84,26 @@ def leave(code: int) -> NoReturn:
 def _look(client, done: threading.Event) -> None:
     """Waits until another process has posted an error, or this one is done."""
     while not done.wait(_LOOK):
-        try:
-            posts = client.key_value_dir_get(_FOLDER)
-        except jax.errors.JaxRuntimeError:  # the store is gone; the runtime ends this process
+        if found := _found(client):
+            logging.error("%s", found[0])
+            if not done.wait(_GRACE):
+                print(found[0], file=sys.stderr)
+                leave(found[1])
             return
-        for key, value in posts:
-            post = json.loads(value)
-            name = f"process {key.rpartition('/')[2]} of {jax.process_count()} on host {post['host']}"
-            logging.error("%s ended the run: %s", name, post["text"])
-            if done.wait(_GRACE):
-                return
-            print(f"ended with {name}: {post['text']}", file=sys.stderr)
-            leave(post["code"])
+
+
+def _found(client) -> tuple[str, int] | None:
+    """What another process has posted, as a message and an exit code."""
+    try:
+        posts = client.key_value_dir_get(_FOLDER)
+    except jax.errors.JaxRuntimeError:  # the store is gone, and the runtime is about to end this process
+        return None
+    for key, value in posts:
+        post, number = json.loads(value), key.rpartition("/")[2]
+        if number != str(jax.process_index()):
+            name = f"process {number} of {jax.process_count()} on host {post['host']}"
+            return f"ended with {name}: {post['text']}", post["code"]
+    return None
 
 
 def _first_line(error: BaseException) -> str:
