@@ -27,6 +27,10 @@ from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.sharding.partition import batch_sharding, global_batch, local_rows
 
+# On a CPU, XLA slices bfloat16 as float32, and it would convert the weights of all layers before the loop
+# over them: 27 GB for a 7B language model. With this pass off, a layer is converted when its turn comes.
+FOR_CPU = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
@@ -77,7 +81,12 @@ class Perceiver:
             found = vars(model.predict(rows, decoder))
             return {name: value for name, value in found.items() if not unwanted.get(name)}
 
-        self._predict = jax.jit(predict, out_shardings=batch_sharding(run.mesh, run.strategy.rules))
+        on_cpu = run.mesh.devices.flat[0].platform == "cpu"
+        self._predict = jax.jit(
+            predict,
+            out_shardings=batch_sharding(run.mesh, run.strategy.rules),
+            compiler_options=FOR_CPU if on_cpu else {},
+        )
 
     def __call__(self, model: VisionLLMv2, examples: Examples) -> Iterator[Seen]:
         """What the decoder makes of this process' share of the examples; every process passes the same ones.

@@ -140,6 +140,7 @@ def test_everything_that_is_wrong_is_one_list(tmp_path, tensors):
         f"misshapen: {names[1]}",
         f"wrong dtype: {names[2]}",
         f"duplicated: {sorted(wrong)[0]}",
+        f"wrong index: {sorted(wrong)[0]} is in {SHARDS[0]}, {INDEX} says {SHARDS[1]}",
         f"truncated: {SHARDS[1]}",
         "missing file: model-00003-of-00002.safetensors",
         f"wrong index: {held[SHARDS[0]][0]} is in {SHARDS[0]}, {INDEX} does not name it",
@@ -147,7 +148,7 @@ def test_everything_that_is_wrong_is_one_list(tmp_path, tensors):
         "wrong index: nowhere",
     ):
         assert sum(line.strip().startswith(start) for line in lines) == 1, (start, lines)
-    assert len(lines) == 10
+    assert len(lines) == 11, lines
     assert [path.name for path in tmp_path.iterdir()] == ["official"]
 
 

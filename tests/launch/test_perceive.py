@@ -4,6 +4,8 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +15,7 @@ from data_pipelines.conversation import link
 from data_pipelines.datasets.synthetic import load
 from launch import build, evaluate, predict
 from launch.heldout import Heldout
-from launch.perceive import Perceiver, read
+from launch.perceive import FOR_CPU, Perceiver, read
 from launch.report import write_report
 from launch.sights import First, look, read_sights
 from launch.truth import classes_of, objects_of
@@ -97,6 +99,20 @@ def test_evaluated_at_the_size_of_the_original_picture():
     truth, seen = objects_of(example, "grounding_dino"), told(example, "grounding_dino")
     assert EVALS["box"]([seen.objects], [truth])["box/AP"] == pytest.approx(1.0)
     assert decode(seen.objects.masks[0]).shape == decode(truth.masks[0]).shape == (height, width)
+
+
+def test_a_cpu_converts_one_layer_at_a_time():
+    def layers(x, kernels):
+        return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
+
+    x, kernels = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((4, 64), (32, 64, 64)))
+    memory = [
+        jax.jit(layers, compiler_options=options).lower(x, kernels).compile().memory_analysis()
+        for options in ({}, FOR_CPU)
+    ]
+    first, second = (found.temp_size_in_bytes for found in memory)
+    # If the first one needs no room any more for all layers in float32, the options have become superfluous.
+    assert second < 8 * 64 * 64 * 4 < 32 * 64 * 64 * 4 < first
 
 
 @pytest.fixture(scope="module")

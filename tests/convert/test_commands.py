@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of docs/weights.md, from a released folder to an answer and a drawn detection, as written."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import fake_checkpoint
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def commands() -> list[list[str]]:
+    """Words of each line of the first block."""
+    block = re.search(r"```\n(.*?)```", (ROOT / "docs" / "weights.md").read_text(), re.DOTALL)
+    assert block is not None
+    return [shlex.split(line, comments=True) for line in block[1].splitlines()]
+
+
+@pytest.mark.slow
+def test_from_the_released_folder_to_an_answer_and_a_detection(tmp_path):
+    lines = commands()
+    assert len(lines) == 5 and [line[0] for line in lines[:2]] == ["pip", "hf"]
+    fake_checkpoint.write(tmp_path / "released", fake_checkpoint.small(), fake_checkpoint.CONFIG_SMALL)
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = []
+    for _, *words in lines[2:]:
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert len(said[1].strip()) > 20, "the answer of a random model is some text"
+    assert re.search(r"(person|dog) 0\.\d+\n", said[2])
+    (written,) = re.findall(r"wrote (.*)\.json and \1\.png", said[2])
+    with Image.open(tmp_path / f"{written}.png") as drawn:
+        assert drawn.size == (120, 90)
