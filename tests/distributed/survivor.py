@@ -76,8 +76,8 @@ class Fed(grain.DatasetIterator):
     """Writes which records each batch holds, and makes happen what `faults` ask for.
 
     Faults, each at a batch (counted from 1) of this process: "kill" while its step runs; "kill_saving" while
-    a checkpoint is written behind it; "small_files" from there on no file may grow beyond 16 KiB, as on a full
-    disk. `slow`: seconds that each batch takes.
+    a checkpoint is written behind it; "small_files" from there on no file may grow beyond 16 KiB, as on a
+    full disk. `slow`: seconds that each batch takes.
     """
 
     def __init__(self, parent: Any, groups: tuple[int, ...], process: int, folder: pathlib.Path, every: int):
