@@ -28,7 +28,7 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
     config.frozen_dtype = "bfloat16"  # frozen parameters are stored in; "float32" leaves them as they are
     config.attention = "xla"  # "xla" anywhere, "splash" on TPU
     config.unroll = 1  # layers of the language model in one turn of their loop; on a CPU all are faster
-    config.loss_chunk = 0  # columns whose logits exist at once; 0: all
+    config.loss_chunk = 0  # columns a row whose logits exist at once, only of labels; 0: all of all columns
     config.remat = (
         ml_collections.ConfigDict()
     )  # what the backward pass finds stored: keys of `nn.stack.REMAT`

@@ -49,6 +49,8 @@ from vllm2_jax.vision.pixels import normalize
 
 ROWS, COLUMNS = {"tiny": 8, "mid": 4}, {"tiny": 128, "mid": 512}
 PROMPTS, NEW_TOKENS = 8, 64
+# The vocabulary of the released model; at the tiny size that of the small tokenizer.
+VOCAB, LOSS_CHUNK = {"tiny": 0, "mid": 32_026}, {"tiny": 0, "mid": 64}
 ORDINARY = 600  # tokens below this are plain pieces of text
 
 
@@ -97,6 +99,7 @@ def benchmark_run(size: str) -> Run:
     config.optimizer.groups = ((r"^(bridge|regions|llm)/", 1.0), (r"^(vision|queries)/", None))
     config.optimizer.warmup_steps, config.optimizer.schedule = 0, "constant"
     config.data.length = COLUMNS[size]
+    config.model.llm.vocab, config.loss_chunk = VOCAB[size], LOSS_CHUNK[size]
     config.unroll = config.model.llm.depth if jax.default_backend() == "cpu" else 1
     return build_run(config)
 

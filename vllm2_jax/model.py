@@ -25,7 +25,7 @@ from vllm2_jax import links
 from vllm2_jax.batch import Batch, Inputs, TaskRows, Weighted, flatten_groups, merge, split_rows
 from vllm2_jax.decoders import DECODERS
 from vllm2_jax.llm.llama import Llama, LlamaConfig
-from vllm2_jax.llm.loss import row_losses
+from vllm2_jax.llm.loss import total_and_rows
 from vllm2_jax.nn.axes import constrain
 from vllm2_jax.tokens import QueryCounts
 from vllm2_jax.vision import VisionConfig, build_vision
@@ -48,7 +48,8 @@ class ModelConfig:
       remat: what the backward pass of "vision" and "llm" keeps; keys of `nn.stack.REMAT`.
       attention: "xla" or "splash".
       unroll: layers of the language model in one turn of the loop over them, see `nn.stack.run`.
-      loss_chunk: columns of logits alive at once in the language-model loss; 0 for all.
+      loss_chunk: columns a row whose logits exist at once in the language-model loss, with a label;
+        0 for the logits of all columns.
     """
 
     vision: VisionConfig
@@ -122,12 +123,13 @@ class VisionLLMv2(nnx.Module):
         if tiles == 0:
             return jnp.zeros((groups, 0, width), dtype), jnp.zeros((groups, 0, width), dtype)
         pixels = constrain(normalize(inputs.tiles, dtype), "batch", None, None, None, None)
-        layers = (self.config.vision_layer, *REGION_LAYERS)
+        count = inputs.masks.shape[1]
+        # Without regions the tower stops at the layer that the bridge reads.
+        layers = (self.config.vision_layer, *(REGION_LAYERS if count else ()))
         states = self.vision.hidden_states(flatten_groups(pixels), layers)
         first, *last = (state[:, 1:] for state in states)  # the class token is dropped everywhere
         image_tokens = self.bridge(first).reshape(groups, -1, width)
 
-        count = inputs.masks.shape[1]
         if count == 0:
             return image_tokens, jnp.zeros((groups, 0, width), dtype)
 
@@ -189,13 +191,13 @@ class VisionLLMv2(nnx.Module):
         )
         labels = [links.mask_labels(batch[task].labels, batch[task].inputs.source) for task in tasks]
         # All tasks in one pass: the head is gathered, and its gradient scattered, once.
-        loss, correct, weight = row_losses(
+        total, (loss, correct, weight) = total_and_rows(
             flatten_groups(hidden),
             flatten_groups(jnp.concatenate(labels, axis=1)),
             self.llm.head,
             chunk=self.config.loss_chunk,
         )
-        terms: dict[str, Weighted] = {"lm": (loss.sum(), weight.sum())}
+        terms: dict[str, Weighted] = {"lm": (total, weight.sum())}
         watch: dict[str, Weighted] = {}
         counts = [x.shape[1] for x in labels]
         parts = [split_rows(x.reshape(hidden.shape[:2]), counts) for x in (loss, correct, weight)]
