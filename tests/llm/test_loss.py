@@ -41,7 +41,7 @@ gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnu
 
 
 @pytest.mark.parametrize("labelled", ["all", "some", "none"])
-@pytest.mark.parametrize("chunk", [1, 5, 12, 99])
+@pytest.mark.parametrize("chunk", [5, 99])
 def test_chunks_give_the_same_numbers(labelled, chunk):
     hidden, head, labels = made()
     labels = {
