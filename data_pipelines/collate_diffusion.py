@@ -11,6 +11,8 @@ those of `example` in `vllm2_jax/decoders/diffusion/targets.py`. Source: officia
   size        side of the pictures in pixels; the decoder's `size`
   caption     ids of a caption; the text encoder's `length`
   tokenizer   of the text encoder, see `caption_tokenizer`; the small one that ships if not given
+  moments, caption_states   shapes of a record's arrays, for datasets that are `encoded`: they are given to
+              the decoder instead of pictures and ids
 """
 
 from collections.abc import Mapping
@@ -47,6 +49,8 @@ def stable_diffusion(targets: Targets | None, shape: "TaskShape") -> tuple[Array
     Raises:
       DataError: no picture, or one that is no uint8 RGB.
     """
+    if "moments" in shape.capacities:
+        return _encoded(targets, shape, ("moments",)), 0
     size = _capacity(shape, "size")
     arrays = {"image": np.zeros((size, size, 3), np.uint8), **_caption(targets, shape)}
     if targets is not None:
@@ -60,6 +64,8 @@ def instruct_pix2pix(targets: Targets | None, shape: "TaskShape") -> tuple[Array
     Raises:
       DataError: as above, or pictures of different sizes, which would be cut differently.
     """
+    if "moments" in shape.capacities:
+        return _encoded(targets, shape, ("moments", "input_moments")), 0
     size = _capacity(shape, "size")
     names = ("input", "image")
     arrays = {name: np.zeros((size, size, 3), np.uint8) for name in names} | _caption(targets, shape)
@@ -95,6 +101,23 @@ def _caption(targets: Targets | None, shape: "TaskShape") -> Arrays:
         "caption": tokenize(text or "", _capacity(shape, "caption")),
         "has_caption": np.array(text is not None),
     }
+
+
+def _encoded(targets: Targets | None, shape: "TaskShape", names: tuple[str, ...]) -> Arrays:
+    """What encoders made of pictures and caption, instead of those."""
+    sizes = {name: tuple(_capacity(shape, "moments")) for name in names}
+    sizes["caption_states"] = tuple(_capacity(shape, "caption_states"))
+    arrays = {name: np.zeros(size, np.float16) for name, size in sizes.items()}
+    for name, array in arrays.items() if targets is not None else ():
+        found = targets.get(name)
+        if found is None or found.shape != array.shape:
+            raise DataError(
+                f"{'nothing' if found is None else found.shape} where there is room for {array.shape}",
+                field=name,
+                remedy="give the dataset its folder as `encoded`, and the capacities that launch.encode said",
+            )
+        array[:] = found
+    return arrays | {"has_caption": np.array(targets is not None)}
 
 
 def _picture(targets: Targets, name: str) -> UInt8[np.ndarray, "h w 3"]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from data_pipelines.conversation import IMAGE_MARK, link
 from data_pipelines.draws import generator
+from data_pipelines.encoded import Encoded
 from data_pipelines.example import Example, no_regions
 from data_pipelines.images import Mode, Tiling
 from data_pipelines.stores import open_records, picture_at, text_at
@@ -35,6 +36,7 @@ class EditingSource:
     counts: QueryCounts
     seed: int
     test: bool
+    encoded: Encoded | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -56,6 +58,10 @@ class EditingSource:
         else:
             request = f"{instruction[:1].upper()}{instruction[1:]}."
         image = picture_at(record, before, self.image_root, **place)
+        if self.encoded is None:
+            targets = {"input": image, "image": picture_at(record, after, self.image_root, **place)}
+        else:
+            targets = self.encoded[index]
         return Example(
             source="editing",
             file=self.file,
@@ -66,13 +72,7 @@ class EditingSource:
             ],
             images=[self.tiling(image)],
             regions=no_regions(self.tiling.size),
-            targets={
-                "instruct_pix2pix": {
-                    "input": image,
-                    "image": picture_at(record, after, self.image_root, **place),
-                    "caption": instruction,
-                }
-            },
+            targets={"instruct_pix2pix": {**targets, "caption": instruction}},
             meta={"instruction": instruction},
         )
 
@@ -91,6 +91,7 @@ def load(
     counts: QueryCounts = QueryCounts(),  # noqa: B008 (frozen)
     seed: int = 0,
     test: bool = False,
+    encoded: str = "",
 ) -> EditingSource:
     """Opens edits.
 
@@ -103,13 +104,16 @@ def load(
       counts: queries of a link; must be those of the model.
       seed: of the wording, together with the index.
       test: always the bare instruction and the first answer.
+      encoded: folder that `launch.encode` wrote for these records; then only the language model's picture is
+        read.
 
     Raises:
       DataError: a missing or malformed file.
     """
+    records = open_records(annotations)
     return EditingSource(
         file=annotations,
-        records=open_records(annotations),
+        records=records,
         image_root=pathlib.Path(image_root) if image_root else pathlib.Path(annotations).parent,
         tiling=Tiling(image_mode, tile_size, max_tiles),
         requests=load_templates("edit", templates),
@@ -118,4 +122,5 @@ def load(
         counts=counts,
         seed=seed,
         test=test,
+        encoded=Encoded(encoded, len(records)) if encoded else None,
     )

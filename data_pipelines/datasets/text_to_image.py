@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from data_pipelines.conversation import link
 from data_pipelines.draws import generator
+from data_pipelines.encoded import Encoded
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.stores import open_records, picture_at, text_at
@@ -40,6 +41,7 @@ class TextToImageSource:
     counts: QueryCounts
     seed: int
     test: bool
+    encoded: Encoded | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,7 +64,11 @@ class TextToImageSource:
                 field=self.caption_field,
                 remedy="drop the record",
             )
-        image = picture_at(record, self.image_field, self.image_root, file=self.file, index=name)
+        if self.encoded is None:
+            image = picture_at(record, self.image_field, self.image_root, file=self.file, index=name)
+            targets = {"image": image, "caption": caption}
+        else:
+            targets = {**self.encoded[index], "caption": caption}
         request = pick(self.requests, rng).replace("{caption}", caption)
         answer = pick(self.answers, rng).replace("{link}", link("", "gen", self.counts))
         return Example(
@@ -70,7 +76,7 @@ class TextToImageSource:
             file=self.file,
             record=name,
             turns=[("human", request), ("gpt", answer)],
-            targets={"stable_diffusion": {"image": image, "caption": caption}},
+            targets={"stable_diffusion": targets},
             meta={"caption": caption},
         )
 
@@ -90,6 +96,7 @@ def load(
     counts: QueryCounts = QueryCounts(),  # noqa: B008 (frozen)
     seed: int = 0,
     test: bool = False,
+    encoded: str = "",
 ) -> TextToImageSource:
     """Opens captioned pictures.
 
@@ -101,13 +108,15 @@ def load(
       counts: queries of a link; must be those of the model.
       seed: of the wording, together with the index.
       test: always the first wording.
+      encoded: folder that `launch.encode` wrote for these records; pictures are not read then.
 
     Raises:
       DataError: a missing or malformed file.
     """
+    records = open_records(annotations)
     return TextToImageSource(
         file=annotations,
-        records=open_records(annotations),
+        records=records,
         image_root=pathlib.Path(image_root) if image_root else pathlib.Path(annotations).parent,
         requests=load_templates("paint", templates),
         answers=load_templates("painted", templates),
@@ -116,4 +125,5 @@ def load(
         counts=counts,
         seed=seed,
         test=test,
+        encoded=Encoded(encoded, len(records)) if encoded else None,
     )
