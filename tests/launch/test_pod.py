@@ -95,7 +95,10 @@ def test_setup_builds_here_and_fetches_there(capsys):
     assert on_hosts(again).endswith(f"&& sudo docker pull {image}")
 
 
-def test_logs_and_stop(capsys):
+def test_status_logs_and_stop(capsys):
+    assert printed(capsys, "status", *EXAMPLE) == [
+        ["gcloud", *QUEUED, "describe", "stage1-tune", *WHERE, "--format=value(state.state)"]
+    ]
     (logs,) = printed(capsys, "logs", *EXAMPLE)
     assert logs[-2:] == ["--node=0", "--command=sudo docker logs --follow --tail=200 stage1-tune"]
     stop, delete = printed(capsys, "stop", *EXAMPLE, "--delete")

@@ -8,6 +8,7 @@ import http.server
 import itertools
 import json
 import re
+import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ class Bucket(http.server.ThreadingHTTPServer):
         self.objects: dict[str, tuple[int, bytes]] = {}
         self.uploads: dict[str, bytearray] = {}
         self.lock, self.count = threading.Lock(), itertools.count(1)
+
+    def handle_error(self, request, client_address):
+        """Clients may leave before an answer is whole."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
