@@ -166,7 +166,7 @@ def survive(
 ) -> Any:
     """Trains as `launch.train` does, with the faults of this process."""
     folder, rules = pathlib.Path(workdir), find_strategy(mesh)
-    mine = host_groups(make_mesh(rules, find_devices(devices)), rules, GROUPS)
+    mine = host_groups(make_mesh(rules, find_devices(devices)), rules.rules, GROUPS)
     options = {"strategy": mesh, "devices": devices, "save_every": save_every, "total": 2 * steps}
     if bad is not None:
         return run(folder, steps, data=boxes(mine, bad), **options)
