@@ -24,18 +24,26 @@ _SYNTHETIC = {
     },
 }
 
+
 # What the grounding decoder learns from scenes: objects of classes, what an expression means, class areas.
-_PERCEPTION: dict[str, dict[str, Any]] = {
-    task: {
-        "rows": rows,
-        "tiles": 1,
-        "decoder": "grounding_dino",
-        "links": {task: links},
-        "capacities": {"size": 96, "objects": objects},
-        "datasets": {"synthetic": {"task": task, "level": "medium", "decoder_size": 96}},
+# A backbone that starts from nothing learns shapes from how many it sees, hence crowded scenes in training.
+def _perception(level: str) -> dict[str, dict[str, Any]]:
+    return {
+        task: {
+            "rows": rows,
+            "tiles": 1,
+            "decoder": "grounding_dino",
+            "links": {task: links},
+            "capacities": {"size": 96, "objects": objects},
+            "datasets": {"synthetic": {"task": task, "level": at, "decoder_size": 96}},
+        }
+        for task, rows, links, objects, at in (
+            ("det", 8, 8, 7, level),
+            ("grd", 4, 1, 1, "medium"),
+            ("seg", 4, 8, 7, level),
+        )
     }
-    for task, rows, links, objects in (("det", 8, 8, 4), ("grd", 4, 1, 1), ("seg", 4, 8, 4))
-}
+
 
 # What the pose decoder learns from scenes: one person, all keypoints or some.
 _SYNTHETIC_POSE: dict[str, dict[str, Any]] = {
@@ -86,7 +94,7 @@ def _with(datasets: dict[str, Any], **options: Any) -> dict[str, Any]:
 
 MIXTURES: dict[str, dict[str, Any]] = {
     "synthetic": _SYNTHETIC,
-    "synthetic_perception": _PERCEPTION,
+    "synthetic_perception": _perception("crowded"),
     "detection": DETECTION,
     "grounding": GROUNDING,
     "synthetic_pose": _SYNTHETIC_POSE,
@@ -148,7 +156,7 @@ HELDOUT: dict[str, dict[str, Any]] = {
         }
         for task in ("chat", "caption", "region")
     },
-    "synthetic_perception": _held_out(_PERCEPTION),
+    "synthetic_perception": _held_out(_perception("medium")),
     "synthetic_pose": _held_out(_SYNTHETIC_POSE),
     "detection": DETECTION_HELDOUT,
     "grounding": GROUNDING_HELDOUT,

@@ -27,7 +27,7 @@ COLOURS = {
 # Muted, so that every colour above stands out from every one of these.
 BACKGROUNDS = ((176, 184, 178), (168, 176, 190), (188, 180, 168), (160, 172, 168))
 WORDS = ("stop", "open", "exit", "taxi", "cafe", "bus", "shop", "sale")
-RADIUS = {"small": 0.10, "large": 0.19}  # of a shape or a sign (half its width)
+RADIUS = {"small": 0.10, "large": 0.19, "huge": 0.38}  # of a shape or a sign (half its width)
 PERSON_RADIUS = {"small": 0.17, "large": 0.25}  # half of a person's height
 
 
@@ -38,7 +38,7 @@ class Thing:
     Attributes:
       kind: one of `KINDS`.
       colour: key of `COLOURS`; of a person's shirt, of a sign's board.
-      size: "small" or "large".
+      size: "small", "large" or "huge".
       x, y: centre, in units of the scene's height.
       angle: rotation in radians, clockwise.
       word: what a sign says, else "".
@@ -84,7 +84,8 @@ class Level:
       shapes, people, signs: how many of each.
       distinct: no two shapes share a colour or a kind, so that either names one.
       sizes: which sizes there are.
-      grid: things sit near the centres of a 2 x 2 grid (at most four of them) instead of anywhere.
+      grid: things sit near the centres of this many columns and rows (at most as many of them as there are
+        cells) instead of anywhere; 0 for anywhere.
       overlap: how far two things may overlap, as a share of the sum of their radii.
       aspects: the shapes of picture to choose from, width divided by height.
     """
@@ -94,15 +95,17 @@ class Level:
     signs: tuple[int, int] = (0, 0)
     distinct: bool = True
     sizes: tuple[str, ...] = ("small", "large")
-    grid: bool = False
+    grid: int = 0
     overlap: float = 0.0
     aspects: tuple[float, ...] = (1.0,)
 
 
 LEVELS = {
-    "one": Level(shapes=(1, 1), sizes=("large",), grid=True),
-    "easy": Level(grid=True),
+    "close": Level(shapes=(1, 1), sizes=("huge",), grid=1),
+    "one": Level(shapes=(1, 1), sizes=("large",), grid=2),
+    "easy": Level(grid=2),
     "medium": Level(shapes=(1, 4)),
+    "crowded": Level(shapes=(3, 7), distinct=False),
     "full": Level((1, 5), (0, 2), (0, 1), distinct=False, overlap=0.3, aspects=(0.75, 1.0, 1.5)),
     "person": Level((0, 1), (1, 1), sizes=("large",)),
     "people": Level((0, 2), (1, 3), overlap=0.2, aspects=(0.75, 1.0, 1.5)),
@@ -115,7 +118,9 @@ def sample(rng: np.random.Generator, level: Level) -> Scene:
     kinds = _kinds(rng, level)
     colours = rng.choice(list(COLOURS), len(kinds), replace=not level.distinct)
     sizes = rng.choice(level.sizes, len(kinds))
-    cells = [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)]
+    side = level.grid or 2  # without a grid they are drawn all the same, and not used
+    centres = (np.arange(side) + 0.5) / side
+    cells = [(float(x), float(y)) for y in centres for x in centres]
     rng.shuffle(cells)
 
     things: list[Thing] = []
