@@ -6,6 +6,7 @@ A file system that hangs raises nothing: a read simply never returns, and with i
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import queue
 import socket
@@ -136,7 +137,10 @@ class AheadIterator(grain.DatasetIterator):
 
     def _message(self, waited: float) -> str:
         if self._dataset.workers:
-            what = f"{self._dataset.workers} worker processes make them and say above what they read"
+            alive = len(multiprocessing.active_children())
+            what = (
+                f"{self._dataset.workers} worker processes, {alive} alive, make them and say what they read"
+            )
         else:
             what = f"being read: {slow_reads() or 'no record'}"
         return (

@@ -7,9 +7,9 @@ records that were fed with those of a run that nothing happened to.
 """
 
 import os
+import pathlib
 import signal
 
-import numpy as np
 import pytest
 
 from tests.distributed.crew import Crew, losses, records, steps_written
@@ -128,15 +128,23 @@ def test_a_read_that_hangs_ends_all(tmp_path):
 
 
 def test_a_dead_worker_process_ends_all(tmp_path):
-    with Crew(tmp_path, 2, 100_000, save_every=10**6, workers=2) as crew:
+    with Crew(tmp_path, 2, 100_000, save_every=10**6, workers=2, timeout=10.0) as crew:
         crew.wait_for_step(3)
-        children = f"/proc/{crew.members[1].pid}/task/{crew.members[1].pid}/children"
-        for pid in open(children).read().split():
-            if "multiprocessing.spawn" in open(f"/proc/{pid}/cmdline").read():
-                os.kill(int(pid), signal.SIGKILL)  # as the kernel does when memory runs out
-                break
-        assert crew.wait() == [1, 1], crew.said()
-    assert "terminated unexpectedly with exit code -9" in crew.errors[0].read_text()
+        children = pathlib.Path(f"/proc/{crew.members[1].pid}/task/{crew.members[1].pid}/children")
+        workers = [
+            int(pid)
+            for pid in children.read_text().split()
+            if "multiprocessing.spawn" in pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+        ]
+        os.kill(workers[0], signal.SIGKILL)  # as the kernel does when memory runs out
+        codes = crew.wait()
+    # Killed while it wrote to its pipe, it leaves the reader waiting: then the time limit ends the run.
+    assert codes in ([1, 1], [4, 4]), crew.said()
+    wanted = {
+        1: "terminated unexpectedly with exit code -9",
+        4: "2 worker processes, 1 alive, make them",
+    }
+    assert wanted[codes[0]] in crew.errors[0].read_text()
 
 
 def test_a_step_that_is_not_finite_is_skipped_by_both(tmp_path):
@@ -145,12 +153,10 @@ def test_a_step_that_is_not_finite_is_skipped_by_both(tmp_path):
         assert crew.wait() == [0, 0], crew.said()
     survive(str(tmp_path / "alone"), "fsdp", STEPS, devices="cpu:2", bad=bad)
     pair, alone = losses(tmp_path / "pair"), losses(tmp_path / "alone")
-    assert pair[6] is alone[6] is None
-    del pair[6], alone[6]
     assert pair == pytest.approx(alone, rel=1e-5)
     finite = {line["step"]: line["finite"] for line in metrics.read(tmp_path / "pair") if "finite" in line}
     assert [step for step, value in finite.items() if not value] == [6]
-    assert np.isfinite(list(pair.values())).all()
+    assert list(pair) == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -35,6 +35,20 @@ class SaveError(RuntimeError):
     """A checkpoint could not be written."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Keeps the error of a save in the background. Orbax 0.12.8 raises it only after all processes have met
+    at a barrier, to which the others do not come: they wait for this one's part."""
+
+    failure: Exception | None = None
+
+    def _wait_for_checkpointers(self):
+        try:
+            super()._wait_for_checkpointers()
+        except Exception as error:
+            self.failure = error
+            raise
+
+
 class Checkpoints:
     """The checkpoints of one run folder. A context: leaving it finishes what is being written."""
 
@@ -45,7 +59,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=clean
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = _Manager(self.directory, options=options)
         self._saving: int | None = None
 
     def __enter__(self) -> "Checkpoints":
@@ -67,7 +81,12 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveError if a save in the background has failed; waits for nothing."""
+        self._guard(self._raise_failure)
         self._guard(self._manager.check_for_errors)
+
+    def _raise_failure(self) -> None:
+        if self._manager.failure is not None:
+            raise self._manager.failure
 
     def _guard(self, call: Callable[[], Any]) -> None:
         try:
