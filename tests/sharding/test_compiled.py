@@ -58,13 +58,16 @@ def test_routing_to_decoders_adds_no_collective():
 
 
 def test_fsdp_splits_parameters_and_data_parallel_does_not():
-    for name, expected in (("dp", {"all-reduce"}), ("fsdp", {"all-gather", "all-reduce"})):
+    for name, expected in (("dp", set()), ("fsdp", {"all-gather", "all-to-all"})):
         run = build_run(tiny_config(**{"sharding.strategy": name}))
         found = collectives(parse(compiled(run).as_text()), dict(run.mesh.shape))
-        assert {one.kind for one in found} == expected
-        # What is gathered are weights, and columns are filled where they are: no activation is ever whole.
+        assert {one.kind for one in found} == {"all-reduce", *expected}
+        # No activation is ever whole: what is gathered are weights.
         largest = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.plan.abstract.params))
         assert all(one.bytes <= largest for one in found if one.kind == "all-gather")
+        # Rows of the embeddings, whose width is split, are exchanged for rows of the batch; and back.
+        exchanged = [one for one in found if one.kind == "all-to-all"]
+        assert {one.part for one in exchanged} <= {"llm"} and len(exchanged) <= 2
 
 
 def abstract(tree, sharding):
