@@ -15,7 +15,7 @@ DECODER = {
     "backbone": {"width": 8, "depths": (1, 1, 1, 1), "heads": (1, 1, 1, 1), "window": 4},
     "width": 32,
     "levels": 3,
-    "queries": 6,
+    "queries": 8,
     "encoder_layers": 1,
     "encoder_heads": 2,
     "encoder_mlp": 32,
