@@ -23,10 +23,8 @@ GROUPS: dict[str, Groups] = {
     # A model that starts from nothing, without decoders and with them.
     "all": ((r"^(vision|bridge|regions|llm)/", 1.0), (r"^queries/", None)),
     "all_links": ((r"^(vision|bridge|regions|llm|queries|decoders)/", 1.0),),
-    # With decoders that paint: their text encoders stay as random as they were drawn. Random states tell
-    # captions apart, which is what the alignment loss needs of them.
-    "all_painters": (
-        (r"^decoders/\w+/text/", None),
-        (r"^(vision|bridge|regions|llm|queries|decoders)/", 1.0),
-    ),
 }
+
+# "all_links" for a model with decoders that paint: their text encoders stay as random as they were drawn.
+# Random states tell captions apart, which is what the alignment loss needs of them.
+ALL_BUT_CAPTIONS: Groups = ((r"^decoders/\w+/text/", None), *GROUPS["all_links"])

@@ -22,7 +22,7 @@ from typing import Any
 import ml_collections
 
 from configs import demo
-from configs.groups import GROUPS
+from configs.groups import ALL_BUT_CAPTIONS, GROUPS
 from configs.sizes import CAPTION, TINY_DECODERS
 
 _SIZE = 192  # longest side of the decoders' pictures: the smallest person is 5 x 10 pixels there
@@ -120,9 +120,16 @@ _DECODERS: dict[str, dict[str, Any]] = {
     "edit": {
         "instruct_pix2pix": {
             **TINY_DECODERS["instruct_pix2pix"],
-            "unet": {**TINY_DECODERS["instruct_pix2pix"]["unet"], "widths": (32, 64, 64)},
+            "unet": {
+                **TINY_DECODERS["instruct_pix2pix"]["unet"],
+                "widths": (32, 64, 64),
+                "attends": (False, True, True),
+            },
             "vae": {**TINY_DECODERS["instruct_pix2pix"]["vae"], "widths": (16, 32)},
             "size": _EDITED,
+            "draws": 2,
+            "noisy_weight": 0.0,
+            "objective": "both",
         }
     },
 }
@@ -131,7 +138,7 @@ _RUNS = {
     "chat": (400, 192, 1e-3),
     "det": (800, 112, 8e-4),
     "pose": (1500, 384, 8e-4),
-    "edit": (1500, 112, 1e-3),
+    "edit": (1200, 112, 1e-3),
 }
 
 
@@ -154,7 +161,7 @@ def get_config(parts: str = "") -> ml_collections.ConfigDict:
             config.optimizer.groups = GROUPS["all_links"]
         if "edit" in names:
             config.model.queries.generation = 4
-            config.optimizer.groups = GROUPS["all_painters"]
+            config.optimizer.groups = ALL_BUT_CAPTIONS
             config.eval.pictures = 16
         config.data.groups = 1
         config.eval.every = 100 if names == ["chat"] else 250

@@ -104,12 +104,12 @@ MODELS: dict[str, dict[str, Any]] = {
 
 CAPTION = 20  # ids of a caption of a synthetic scene, or of an instruction
 
-# Pictures of 24 pixels, latents of 12 x 12 cells. The autoencoder learns beside the rest.
+# Pictures of 16 pixels, latents of 8 x 8 cells.
 _PAINTER: dict[str, Any] = {
     "unet": {
         "channels_out": 4,
-        "widths": (24, 48, 64),
-        "attends": (False, True, True),
+        "widths": (32, 64),
+        "attends": (False, True),
         "depth": 1,
         "heads": 4,
         "context": 96,
@@ -128,11 +128,11 @@ _PAINTER: dict[str, Any] = {
         "end": 2,
     },
     "mapper": {"heads": 4, "mlp": 192},
-    "size": 24,
-    "objective": "both",
+    "size": 16,
     "kl_weight": 1e-4,
     "drop_rate": 0.05,
-    "draws": 2,
+    "draws": 4,
+    "noisy_weight": 0.5,
 }
 
 # Decoders that learn synthetic scenes on a laptop, from nothing.
@@ -184,7 +184,7 @@ TINY_DECODERS: dict[str, dict[str, Any]] = {
     "stable_diffusion": {
         **_PAINTER,
         "unet": {**_PAINTER["unet"], "channels": 4},
-        "sampling": {"sampler": "ddim", "steps": 20, "max_steps": 50, "guidance": 3.0},
+        "sampling": {"sampler": "euler_ancestral", "steps": 20, "max_steps": 50, "guidance": 2.0},
     },
     "instruct_pix2pix": {
         **_PAINTER,
@@ -193,8 +193,8 @@ TINY_DECODERS: dict[str, dict[str, Any]] = {
             "sampler": "euler_ancestral",
             "steps": 20,
             "max_steps": 50,
-            "guidance": 3.0,
-            "image_guidance": 1.5,
+            "guidance": 2.0,
+            "image_guidance": 1.2,
         },
     },
 }

@@ -105,10 +105,12 @@ def _caption(targets: Targets | None, shape: "TaskShape") -> Arrays:
 
 def _encoded(targets: Targets | None, shape: "TaskShape", names: tuple[str, ...]) -> Arrays:
     """What encoders made of pictures and caption, instead of those."""
-    sizes = {name: tuple(_capacity(shape, "moments")) for name in names}
-    sizes["caption_states"] = tuple(_capacity(shape, "caption_states"))
+    sizes = {name: _capacity(shape, "moments") for name in names}
+    sizes["caption_states"] = _capacity(shape, "caption_states")
     arrays = {name: np.zeros(size, np.float16) for name, size in sizes.items()}
-    for name, array in arrays.items() if targets is not None else ():
+    if targets is None:
+        return arrays | {"has_caption": np.array(False)}
+    for name, array in arrays.items():
         found = targets.get(name)
         if found is None or found.shape != array.shape:
             raise DataError(
@@ -117,7 +119,7 @@ def _encoded(targets: Targets | None, shape: "TaskShape", names: tuple[str, ...]
                 remedy="give the dataset its folder as `encoded`, and the capacities that launch.encode said",
             )
         array[:] = found
-    return arrays | {"has_caption": np.array(targets is not None)}
+    return arrays | {"has_caption": np.array(True)}
 
 
 def _picture(targets: Targets, name: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -135,7 +137,7 @@ def _picture(targets: Targets, name: str) -> UInt8[np.ndarray, "h w 3"]:
     return image
 
 
-def _capacity(shape: "TaskShape", name: str) -> int:
+def _capacity(shape: "TaskShape", name: str) -> Any:
     if name not in shape.capacities:
         raise DataError(
             f"the task does not say the {name} that its decoder takes",

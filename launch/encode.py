@@ -162,8 +162,9 @@ def encode_dataset(config: Config, task: str, dataset: str, to: str, part: int, 
         known = [f"{name}/{key}" for name, entry in mixture.items() for key in entry["datasets"]]
         raise ValueError(f"the mixture has no {task}/{dataset}; there are {', '.join(known)}")
     shape = task_shapes(mixture)[task]
-    if shape.decoder not in PAINTERS:
-        raise ValueError(f"the decoder {shape.decoder!r} of task {task!r} does not paint")
+    decoder = shape.decoder
+    if decoder is None or decoder not in PAINTERS:
+        raise ValueError(f"the decoder {decoder!r} of task {task!r} does not paint")
     if not 0 <= part < parts:
         raise ValueError(f"part {part} of {parts} does not exist")
     if not config.init.weights:
@@ -172,10 +173,10 @@ def encode_dataset(config: Config, task: str, dataset: str, to: str, part: int, 
     options = {key: x for key, x in mixture[task]["datasets"][dataset].items() if key != "encoded"}
     source = open_source(dataset, options, spec=collate_spec(config, model), seed=config.seed)
     sizes = {key: x for key, x in shape.capacities.items() if key not in ("moments", "caption_states")}
-    shape = TaskShape(1, shape.decoder, shape.tiles, links=shape.links, capacities=sizes)
+    shape = TaskShape(1, decoder, shape.tiles, links=shape.links, capacities=sizes)
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ("data",), (jax.sharding.AxisType.Auto,), devices=devices)
-    encoders = load_encoders(shape.decoder, model.decoders[shape.decoder], config.init.weights, mesh)
+    encoders = load_encoders(decoder, model.decoders[decoder], config.init.weights, mesh)
     numbers = part_range(len(source), part, parts)
     rows = -(-rows // mesh.size) * mesh.size
     batches = encode(source, numbers, encoders, shape, rows, mesh)

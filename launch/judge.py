@@ -14,14 +14,15 @@ _ANGLES = (-0.3, -0.15, 0.0, 0.15, 0.3)  # scenes turn their shapes by up to 0.3
 
 @functools.cache
 def scene_judge(size: int) -> Judge:
-    """For pictures of `size` pixels; silhouettes of every shape in both sizes, at several angles."""
+    """For pictures of `size` pixels; silhouettes of every shape in all sizes, at several angles."""
     names, silhouettes = [], []
     for kind in SHAPES:
         for radius in RADIUS:
             for angle in _ANGLES:
                 names.append(kind)
                 silhouettes.append(centred(_silhouette(Thing(kind, "black", radius, 0.5, 0.5, angle), size)))
-    return Judge(COLOURS, tuple(names), np.stack(silhouettes))
+    levels = np.array(BACKGROUNDS)
+    return Judge(COLOURS, tuple(names), np.stack(silhouettes), (levels.min(0), levels.max(0)))
 
 
 def _silhouette(thing: Thing, size: int) -> np.ndarray:

@@ -9,9 +9,9 @@ from launch.judge import scene_judge
 from vllm2_jax.evals.paint import Edit, Thing, agreement, edits
 
 
-@pytest.mark.parametrize("size", [32, 48])
-def test_the_judge_names_what_scenes_hold(size):
-    source = load(task="t2i", tile_size=size, level="one", decoder_size=size, split="heldout", seed=3)
+@pytest.mark.parametrize("level, size", [("one", 32), ("one", 48), ("close", 16), ("close", 32)])
+def test_the_judge_names_what_scenes_hold(level, size):
+    source = load(task="t2i", tile_size=size, level=level, decoder_size=size, split="heldout", seed=3)
     judge = scene_judge(size)
     for i in range(60):
         example = source[i]

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether generated pictures show what was asked for, judged by their pixels.
 
-Made for synthetic scenes with one thing on a background whose rows are of one colour each. No network judges:
-what stands out is compared with the known colours and, as a silhouette, with every known shape.
+Made for synthetic scenes with one thing on a background of muted colours. No network judges: what stands out
+is compared with the known colours and, as a silhouette, with every known shape.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from scipy import ndimage
 
 from vllm2_jax.evals.metric import Metric
 
-# Distance of RGB from the background's at which a pixel belongs to the thing. The nearest pair of a thing's
-# and a background's colour is 100 apart.
+# Distance of RGB from all of the background's at which a pixel belongs to the thing. The nearest pair of a
+# thing's and a background's colour is 100 apart.
 _CONTRAST = 50.0
 _LEAST = 8  # pixels of a thing
 
@@ -36,16 +36,18 @@ class Judge:
       colours: name -> RGB.
       shapes: names of the silhouettes, which may repeat (sizes, angles).
       silhouettes: share of each pixel that the shape covers, its centre of mass in the middle.
+      ground: least and greatest RGB of backgrounds.
     """
 
     colours: dict[str, tuple[int, int, int]]
     shapes: tuple[str, ...]
     silhouettes: Float[np.ndarray, "n S S"]
+    ground: tuple[Int[np.ndarray, "3"], Int[np.ndarray, "3"]]
 
     def __call__(self, picture: UInt8[np.ndarray, "S S 3"]) -> Thing:
         """The nearest colour, and the shape whose silhouette overlaps most."""
         pixels = picture.astype(np.float32)
-        distance = np.linalg.norm(pixels - np.median(pixels, axis=1, keepdims=True), axis=-1)
+        distance = np.linalg.norm(pixels - np.clip(pixels, *self.ground), axis=-1)
         inside = distance > _CONTRAST
         if inside.sum() < _LEAST:
             return Thing("", "")

@@ -15,6 +15,7 @@ from vllm2_jax.decoders.decoder import Decoder
 from vllm2_jax.decoders.diffusion.config import SamplingConfig, ScheduleConfig
 from vllm2_jax.decoders.diffusion.painter import as_bytes, row_keys
 from vllm2_jax.decoders.diffusion.samplers import make_plan
+from vllm2_jax.decoders.diffusion.schedule import kept_share
 from vllm2_jax.decoders.diffusion.targets import Request, read_targets
 
 BOTH = pytest.mark.parametrize("edits", [False, True], ids=["generation", "editing"])
@@ -98,6 +99,17 @@ def test_several_noisy_versions_of_a_picture(edits):
     assert [float(weight) for _, weight in one.values()] == [6, 2]
     np.testing.assert_allclose(one["noise"][0], other["noise"][0], rtol=1e-5)
     np.testing.assert_allclose(one["caption"][0] * 3, other["caption"][0], rtol=1e-5)
+
+
+@BOTH
+def test_noisy_rows_may_count_more(edits):
+    """With p = 1 the loss is that of the latents' velocity: 1 / A_t times that of the noise."""
+    plain, row = painter(edits), read_targets(targets(1, edits=edits), edits=edits)
+    weighted = randomized(lambda: make(edits=edits, noisy_weight=1.0), std=0.1)
+    for time in (0, 500, 999):
+        draws = dataclasses.replace(plain.draw(jax.random.key(0), 1, row), time=jnp.array([time]))
+        want = plain.noise_losses(links(1), row, draws)["noise"][0] / kept_share(ScheduleConfig())[time]
+        np.testing.assert_allclose(weighted.noise_losses(links(1), row, draws)["noise"][0], want, rtol=1e-5)
 
 
 def test_share_of_rows_that_lose_text_or_picture():

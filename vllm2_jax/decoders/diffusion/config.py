@@ -166,6 +166,9 @@ class PainterConfig:
       caption_weight: coefficient of the caption alignment loss.
       draws: how many noisy versions of a picture train at once. The loss is the same on average; a small
         picture's share of the language model's and the autoencoder's work is paid once for all of them.
+      noisy_weight: p; a row's noise loss counts A_t^-p times, A_t being what its time step leaves of the
+        latents' variance. 0 is the official loss. Of a few cells little noise hides what a picture shows, so
+        that its words matter only where there is much, and there they change the predicted noise little.
       objective: "noise" trains the noise predictor, as the official stages do, which start from a trained
         autoencoder. For models that start from nothing: "autoencoder" trains that alone, a stage of its own;
         "both" trains it beside the noise predictor, whose loss does not reach it.
@@ -183,6 +186,7 @@ class PainterConfig:
     drop_rate: float = 0.1
     caption_weight: float = 0.1
     draws: int = 1
+    noisy_weight: float = 0.0
     objective: str = "noise"
     kl_weight: float = 1e-6
     dtype: str = "bfloat16"

@@ -21,7 +21,7 @@ from vllm2_jax.batch import Links, Weighted
 from vllm2_jax.decoders.diffusion.config import PainterConfig
 from vllm2_jax.decoders.diffusion.mapper import Mapper
 from vllm2_jax.decoders.diffusion.samplers import Plan, Predict, make_plan, sample
-from vllm2_jax.decoders.diffusion.schedule import add_noise
+from vllm2_jax.decoders.diffusion.schedule import add_noise, kept_share
 from vllm2_jax.decoders.diffusion.targets import Request, Targets, to_pixels
 from vllm2_jax.decoders.diffusion.text import CLIPText
 from vllm2_jax.decoders.diffusion.unet import UNet
@@ -126,7 +126,11 @@ class Painter(nnx.Module):
         """
         copies = len(x) // len(states)
         predicted = self.unet(x, draws.time, self.context(for_links(states, copies), draws))
-        terms = {"noise": row_mean(jnp.square(predicted - draws.noise), for_links(valid, copies))}
+        error = jnp.square(predicted - draws.noise)
+        if self.config.noisy_weight:
+            kept = jnp.asarray(kept_share(self.config.schedule))[draws.time]
+            error = error * kept[:, None, None, None] ** -self.config.noisy_weight
+        terms = {"noise": row_mean(error, for_links(valid, copies))}
         wanted = targets.caption_states
         if wanted is None:
             assert targets.caption is not None
