@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ends a run, and that it goes on as if nothing had happened: `make test-survival`, about five minutes.
+"""What ends a run, and that it goes on as if nothing had happened: `make test-survival`.
 
 The small model on the real data pipeline (two datasets mixed, records that cannot be read, packed text), on
 two and four processes. Each test ends a run in some way, starts it again, and compares losses and the log of
