@@ -29,13 +29,6 @@ from launch.build import Config, collate_spec, fill_root, model_config
 
 CHIPS_PER_HOST = 4  # of all slices of more than one host, see `launch.accelerators`
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config of the run.")
-_WORKERS = flags.DEFINE_list("workers", ["0"], "Numbers of worker processes to try; 0: none.")
-_BATCHES = flags.DEFINE_integer("batches", 20, "Batches of a host to time, for each number.", lower_bound=1)
-_REPORT = flags.DEFINE_string("report", "", "JSON of launch.compile: gives the step time and the hosts.")
-_STEP = flags.DEFINE_float("step_seconds", 0.0, "Time of a step, instead of a report's.")
-_HOSTS = flags.DEFINE_integer("hosts", 0, "Hosts that share the groups, instead of a report's.")
-
 
 @dataclasses.dataclass(frozen=True)
 class Need:
@@ -49,9 +42,10 @@ def main(argv: list[str]) -> None:
     """Measures and prints; exits with 1 if no number of workers is enough, with 2 for a wrong config."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; config keys are set as --config.key=value")
+    given = flags.FLAGS
     try:
-        need = needed(_REPORT.value, _STEP.value, _HOSTS.value)
-        best = max(feed(_CONFIG.value, need, int(workers), _BATCHES.value) for workers in _WORKERS.value)
+        need = needed(given.report, given.step_seconds, given.hosts)
+        best = max(feed(given.config, need, int(workers), given.batches) for workers in given.workers)
     except (DataError, ValueError, FileNotFoundError) as error:
         print(f"launch.feed: {error}", file=sys.stderr)
         sys.exit(2)
@@ -115,6 +109,17 @@ def feed(config: Config, need: Need, workers: int, batches: int) -> float:
     return times
 
 
+def define_flags() -> None:
+    """Not when imported: other programs have flags of the same names."""
+    config_flags.DEFINE_config_file("config", None, "Config of the run.")
+    flags.DEFINE_list("workers", ["0"], "Numbers of worker processes to try; 0: none.")
+    flags.DEFINE_integer("batches", 20, "Batches of a host to time, for each number.", lower_bound=1)
+    flags.DEFINE_string("report", "", "JSON of launch.compile: gives the step time and the hosts.")
+    flags.DEFINE_float("step_seconds", 0.0, "Time of a step, instead of a report's.")
+    flags.DEFINE_integer("hosts", 0, "Hosts that share the groups, instead of a report's.")
+
+
 if __name__ == "__main__":
+    define_flags()
     flags.mark_flag_as_required("config")
     app.run(main)
