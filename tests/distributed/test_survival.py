@@ -130,9 +130,10 @@ def test_a_read_that_hangs_ends_all(tmp_path):
 def test_a_dead_worker_process_ends_all(tmp_path):
     with Crew(tmp_path, 2, 100_000, save_every=10**6, workers=2, timeout=10.0) as crew:
         crew.wait_for_step(3)
-        children = pathlib.Path(f"/proc/{crew.members[1].pid}/task/{crew.members[1].pid}/children")
+        threads = pathlib.Path(f"/proc/{crew.members[1].pid}/task")  # each lists the children it started
         workers = [
             int(pid)
+            for children in threads.glob("*/children")
             for pid in children.read_text().split()
             if "multiprocessing.spawn" in pathlib.Path(f"/proc/{pid}/cmdline").read_text()
         ]
