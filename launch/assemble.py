@@ -10,13 +10,14 @@ misfits if a part does not fit the model.
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
 from launch.build import Config, model_config
+from launch.logs import hush_orbax
 from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.train.assemble import Assembled, assemble
 from vllm2_jax.train.streaming import weights_folder
@@ -35,8 +36,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags and assembles."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; config keys are set as --config.key=value")
-    # Orbax tells at length what it does; its warnings stay.
-    logging.get_absl_handler().addFilter(lambda line: line.levelno > 20 or "orbax" not in line.pathname)
+    hush_orbax()
     try:
         made = open_parts(flags.FLAGS.config, flags.FLAGS.root, flags.FLAGS.dtype)
         total = sum(leaf.size for leaf in made.leaves.values())

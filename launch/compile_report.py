@@ -278,18 +278,14 @@ def explain(run: Run, job: Job, report: Report, stored: Mapping[str, Sequence[ja
     shards = batch_shards(run.mesh, run.strategy.rules)
     if stored:
         lines += ["", "## Stored for the backward pass, on a device", ""]
-    sizes = {part: [x.size * x.dtype.itemsize // shards for x in some] for part, some in stored.items()}
-    lines += (
-        []
-        if not stored
-        else _table(
+        sizes = {part: [x.size * x.dtype.itemsize // shards for x in some] for part, some in stored.items()}
+        lines += _table(
             ("part", "arrays", "size", "the largest"),
             [
                 (part, str(len(some)), readable(sum(some)), f"{_shape(stored[part][0])}: {readable(some[0])}")
                 for part, some in sorted(sizes.items(), key=lambda row: -sum(row[1]))
             ],
         )
-    )
     if report.by_part:
         lines += ["", "## Work by part, on a device", ""]
         lines += _table(

@@ -13,9 +13,10 @@ import json
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from tqdm import tqdm
 
+from launch.logs import hush_orbax
 from launch.released import run_config
 from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.train.exporting import Export, write_official
@@ -35,8 +36,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags and converts."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    # Orbax tells at length what it does; its warnings stay.
-    logging.get_absl_handler().addFilter(lambda line: line.levelno > 20 or "orbax" not in line.pathname)
+    hush_orbax()
     if _LIKE.value and not _EXPORT.value:
         raise app.UsageError("--like belongs to --export")
     if _EXPORT.value and (_DTYPE.value or _COMPONENTS.value):

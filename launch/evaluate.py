@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from data_pipelines.errors import DataError
 from launch.build import build_run
 from launch.heldout import Case, Heldout
+from launch.logs import hush_orbax
 from launch.report import write_report
 from vllm2_jax.evals.exact_match import exact_match
 from vllm2_jax.train import metrics
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; config keys are set as --config.key=value")
     if _MULTIHOST.value:
         jax.distributed.initialize()
+    hush_orbax()
     try:
         required = parse_required(_REQUIRE.value)
         scores = run_evaluation(_CONFIG.value, place(_WORKDIR.value))

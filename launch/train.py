@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from launch.build import Config, build_run, data_iterator, describe, loop_config, rebuild
 from launch.exits import exit_code
 from launch.heldout import hooks
+from launch.logs import hush_orbax
 from vllm2_jax.train import fate, goodput, metrics
 from vllm2_jax.train.goodput import Clock
 from vllm2_jax.train.loop import train
@@ -43,8 +44,7 @@ def main(argv: list[str]) -> None:
     if _MULTIHOST.value:
         with clock.on("init"):
             jax.distributed.initialize()
-    # Orbax tells at length what it does; its warnings stay.
-    logging.get_absl_handler().addFilter(lambda line: line.levelno > 20 or "orbax" not in line.pathname)
+    hush_orbax()
     config = _CONFIG.value
     try:
         with fate.shared(exit_code):

@@ -19,30 +19,13 @@ from vllm2_jax.decoders.diffusion.painter import (
     side_by_side,
 )
 from vllm2_jax.decoders.diffusion.samplers import Predict
-from vllm2_jax.decoders.diffusion.targets import Request, Targets, example, read_request, read_targets
+from vllm2_jax.decoders.diffusion.targets import Request, Targets, example, read_request
 
 
 class InstructPix2Pix(Painter):
     """InstructPix2Pix that listens to a super link: the latents of the picture to edit enter the UNet too."""
 
-    def loss(self, links: Links, targets: Any, *, key: jax.Array) -> dict[str, Weighted]:
-        """ "noise" and "caption", "autoencoder" and "prior", or all four, as `config.objective` says.
-
-        Args:
-          links: B rows with K places for links.
-          targets: arrays by name, see `targets.Targets`.
-          key: of everything random.
-        """
-        count = links.valid.shape[1]
-        found = jax.tree.map(lambda x: for_links(x, count), read_targets(targets, edits=True))
-        terms = {}
-        if self.config.objective != "noise":
-            own = jax.random.fold_in(key, 1)
-            terms = self.autoencoder_losses(own, found.image, links.valid.reshape(-1))
-        if self.config.objective != "autoencoder":
-            draws = self.draw(key, links.valid.size * self.config.draws, found)
-            terms |= self.noise_losses(links, found, draws)
-        return terms
+    edits = True
 
     def noise_losses(self, links: Links, targets: Targets, draws: Draws) -> dict[str, Weighted]:
         """The losses for given draws, one or more a link; targets are those of the N = B * K links."""

@@ -22,7 +22,7 @@ from vllm2_jax.decoders.diffusion.config import PainterConfig
 from vllm2_jax.decoders.diffusion.mapper import Mapper
 from vllm2_jax.decoders.diffusion.samplers import Plan, Predict, make_plan, sample
 from vllm2_jax.decoders.diffusion.schedule import add_noise, kept_share
-from vllm2_jax.decoders.diffusion.targets import Request, Targets, to_pixels
+from vllm2_jax.decoders.diffusion.targets import Request, Targets, read_targets, to_pixels
 from vllm2_jax.decoders.diffusion.text import CLIPText
 from vllm2_jax.decoders.diffusion.unet import UNet
 from vllm2_jax.decoders.diffusion.vae import VAE, draw_latents
@@ -51,6 +51,8 @@ class Draws:
 class Painter(nnx.Module):
     """The parts, and what generation and editing do alike."""
 
+    edits = False  # whether there is a picture to start from
+
     def __init__(self, config: PainterConfig, *, link_width: int, rngs: nnx.Rngs):
         dtype, text = jnp.dtype(config.dtype), config.text
         self.mapper = Mapper(link_width, text.width, text.length, config.mapper, dtype=dtype, rngs=rngs)
@@ -58,6 +60,29 @@ class Painter(nnx.Module):
         self.vae = VAE(config.vae, dtype=dtype, rngs=rngs)
         self.text = CLIPText(text, dtype=dtype, rngs=rngs)
         self.config = config
+
+    def loss(self, links: Links, targets: Any, *, key: jax.Array) -> dict[str, Weighted]:
+        """ "noise" and "caption", "autoencoder" and "prior", or all four, as `config.objective` says.
+
+        Args:
+          links: B rows with K places for links.
+          targets: arrays by name, see `targets.Targets`.
+          key: of everything random.
+        """
+        count = links.valid.shape[1]
+        found = jax.tree.map(lambda x: for_links(x, count), read_targets(targets, edits=self.edits))
+        terms = {}
+        if self.config.objective != "noise":
+            own = jax.random.fold_in(key, 1)
+            terms = self.autoencoder_losses(own, found.image, links.valid.reshape(-1))
+        if self.config.objective != "autoencoder":
+            draws = self.draw(key, links.valid.size * self.config.draws, found)
+            terms |= self.noise_losses(links, found, draws)
+        return terms
+
+    def noise_losses(self, links: Links, targets: Targets, draws: Draws) -> dict[str, Weighted]:
+        """The losses for given draws, one or more a link; targets are those of the N = B * K links."""
+        raise NotImplementedError
 
     def text_states(self, links: Links) -> tuple[Float[Array, "N T W"], Bool[Array, " N"]]:
         """Text states of every link, N = B * K of them, and which links exist."""
