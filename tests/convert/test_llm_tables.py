@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.llm import small
 from vllm2_jax.convert import internlm2, llama, lora
 from vllm2_jax.convert.rules import ConversionError, export, load
 from vllm2_jax.llm.llama import Llama, LlamaConfig
 from vllm2_jax.llm.lora import LoRAConfig
+from vllm2_jax.nn.rngs import Rngs
 
 ADAPTED = dataclasses.replace(small.CONFIG, lora=LoRAConfig(rank=3))
 
 
 def abstract(config: LlamaConfig) -> Llama:
-    return jax.eval_shape(lambda: Llama(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    return jax.eval_shape(lambda: Llama(config, dtype=jnp.float32, rngs=Rngs(0)))
 
 
 def assert_same(a: Llama, b: Llama):

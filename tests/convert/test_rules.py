@@ -11,6 +11,7 @@ from vllm2_jax.convert.rules import Alias, ConversionError, Ignore, Plan, Rule, 
 from vllm2_jax.convert.transforms import CONV, TRANSPOSE, chain, join_heads, split, split_heads, squeeze
 from vllm2_jax.nn.layers import LayerNorm, linear
 from vllm2_jax.nn.paths import flatten_paths
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.nn.stack import stack
 
 
@@ -51,7 +52,7 @@ def official(seed=0):
 
 @pytest.fixture(scope="module")
 def abstract():
-    return jax.eval_shape(lambda: Tiny(nnx.Rngs(0)))
+    return jax.eval_shape(lambda: Tiny(Rngs(0)))
 
 
 def test_load_stacks_transposes_and_splits(abstract):
@@ -127,7 +128,7 @@ def test_aliases_must_agree_and_may_stand_in(abstract):
 def test_prefix_moves_a_table_into_a_bigger_model():
     class Whole(nnx.Module):
         def __init__(self):
-            self.part = Tiny(nnx.Rngs(0))
+            self.part = Tiny(Rngs(0))
 
     tensors = {f"vis.{key}": value for key, value in official().items()}
     model = load(tensors, prefixed(TABLE, "vis.", "part/"), jax.eval_shape(Whole))

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.parity import clip, goldens, internvit, regions
 from vllm2_jax.convert import bridge as bridge_table
@@ -17,6 +16,7 @@ from vllm2_jax.convert import internvit as internvit_table
 from vllm2_jax.convert import regions as regions_table
 from vllm2_jax.convert.rules import ConversionError, Plan, export, load
 from vllm2_jax.nn.paths import flatten_paths
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.vision.bridge import Bridge, BridgeConfig
 from vllm2_jax.vision.clip import CLIP, CLIPConfig
 from vllm2_jax.vision.internvit import InternViT
@@ -54,7 +54,7 @@ def test_regions_round_trip(pooling):
 def test_bridge_round_trip(kind):
     config = BridgeConfig(kind, False, 32, 48)
     tensors = goldens.weights(FOLDER, "connectors", f"{kind}.ps0/vl_bridge.")
-    abstract = jax.eval_shape(lambda: Bridge(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: Bridge(config, dtype=jnp.float32, rngs=Rngs(0)))
     table = bridge_table.table(config)
     equal(export(load(tensors, table, abstract), table), tensors)
 
@@ -67,7 +67,7 @@ def test_released_sizes_need_the_released_names():
         (RegionConfig(), RegionEncoder, regions_table, 12, None),
     )
     for config, module, table, tensors, numbers in parts:
-        abstract = jax.eval_shape(lambda m=module, c=config: m(c, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+        abstract = jax.eval_shape(lambda m=module, c=config: m(c, dtype=jnp.bfloat16, rngs=Rngs(0)))
         leaves = {path: leaf.shape for path, leaf in flatten_paths(abstract)[0].items()}
         assert len(Plan.make(table.table(config), leaves).parts) == tensors
         if numbers:
@@ -77,7 +77,7 @@ def test_released_sizes_need_the_released_names():
 def test_a_checkpoint_of_another_image_size_is_interpolated_on_request():
     small = internvit.build(FOLDER, "bias")
     config = dataclasses.replace(small.config, image_size=84)
-    abstract = jax.eval_shape(lambda: InternViT(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: InternViT(config, dtype=jnp.float32, rngs=Rngs(0)))
     tensors = goldens.weights(FOLDER, "internvit", "bias/")
     with pytest.raises(ConversionError, match=r"misshapen: embeddings.position_embedding \(1, 17, 32\)"):
         load(tensors, internvit_table.table(config), abstract)

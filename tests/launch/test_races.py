@@ -9,7 +9,6 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from launch import benchmark, race, race_diffusion, race_grounding_dino, race_unipose
 from tests.decoders.unipose import tiny
@@ -18,6 +17,7 @@ from vllm2_jax.decoders.grounding_dino.config import CriterionConfig, GroundingD
 from vllm2_jax.decoders.grounding_dino.model import GroundingDINO
 from vllm2_jax.decoders.unipose.model import UniPose
 from vllm2_jax.nn.layers import LayerNorm
+from vllm2_jax.nn.rngs import Rngs
 
 UNET = UNetConfig(widths=(8, 16), attends=(True, False), depth=1, heads=2, context=6, groups=4)
 DETECTOR = GroundingDINOConfig(
@@ -58,7 +58,7 @@ def test_detection_trains_with_and_without_masks(monkeypatch):
         monkeypatch.setattr(race_grounding_dino, name, value)
     links, targets = race_grounding_dino.make_rows(64)
     assert targets["valid"].sum() == 2 and targets["labels"].max() < 3
-    model = race.filled(lambda: GroundingDINO(DETECTOR, link_width=6, rngs=nnx.Rngs(0)))
+    model = race.filled(lambda: GroundingDINO(DETECTOR, link_width=6, rngs=Rngs(0)))
     logits, boxes = race_grounding_dino.forward(model, links, targets)()
     assert logits.shape == (1, 12, 8) and boxes.shape == (1, 12, 4)
     boxes_only = race_grounding_dino.training(model, links, targets)()
@@ -74,7 +74,7 @@ def test_poses_are_found_and_trained(monkeypatch):
     config = dataclasses.replace(
         tiny.CONFIG, criterion=dataclasses.replace(tiny.CONFIG.criterion, denoising=0)
     )
-    model = race.filled(lambda: UniPose(config, link_width=6, rngs=nnx.Rngs(0)))
+    model = race.filled(lambda: UniPose(config, link_width=6, rngs=Rngs(0)))
     poses = race_unipose.inference(model, links, targets)()
     assert poses.keypoints.shape[2:] == (3, 2)
     assert 0 < race_unipose.training(model, links, targets)() < np.inf
@@ -82,7 +82,7 @@ def test_poses_are_found_and_trained(monkeypatch):
 
 def test_filled_has_the_shapes_of_what_is_made():
     def make():
-        return LayerNorm(8, eps=1e-5, rngs=nnx.Rngs(0))
+        return LayerNorm(8, eps=1e-5, rngs=Rngs(0))
 
     norm = race.filled(make)
     assert norm.scale.shape == norm.bias.shape == (8,) and race.parameters(norm) == 16

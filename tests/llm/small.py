@@ -4,9 +4,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from vllm2_jax.llm.llama import Llama, LlamaConfig
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.nn.rope import RopeConfig
 
 VOCAB = 61
@@ -27,7 +27,7 @@ CONFIG = LlamaConfig(
 
 def model(config=CONFIG, *, scale=0.3, dtype=jnp.float32, **options) -> Llama:
     """Random norms and biases too: ones and zeros would hide a missing one."""
-    abstract = jax.eval_shape(lambda: Llama(config, dtype=dtype, rngs=nnx.Rngs(0), **options))
+    abstract = jax.eval_shape(lambda: Llama(config, dtype=dtype, rngs=Rngs(0), **options))
     leaves, treedef = jax.tree.flatten(abstract)
     rng = np.random.default_rng(5)
     return jax.tree.unflatten(

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.llm import small
 from vllm2_jax.llm.lora import LoRA, LoRAConfig
 from vllm2_jax.nn.paths import flatten_paths
+from vllm2_jax.nn.rngs import Rngs
 
 IDS = small.tokens(2, 9)
 CONFIG = dataclasses.replace(small.CONFIG, lora=LoRAConfig(rank=3, alpha=5.0, dropout=0.2))
@@ -26,7 +26,7 @@ def test_the_default_targets_are_the_official_ones():
 
 def test_a_new_adapter_adds_nothing():
     config = LoRAConfig(rank=64)
-    new = LoRA(config, (6, 4), (40,), ("heads", "head_dim", "mlp"), dtype=jnp.float32, rngs=nnx.Rngs(3))
+    new = LoRA(config, (6, 4), (40,), ("heads", "head_dim", "mlp"), dtype=jnp.float32, rngs=Rngs(3))
     assert (new(jax.random.normal(jax.random.key(0), (2, 3, 6, 4))) == 0).all()
     a = np.asarray(new.a[...])
     assert a.shape == (6, 4, 64) and new.a.axes == ("heads", "head_dim", "lora")

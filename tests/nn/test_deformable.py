@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.nn.deformable import DeformableAttention, sample, star
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.ops import sample_rows, sample_taps
 from vllm2_jax.sharding.collectives import collectives
 from vllm2_jax.sharding.program import parse
@@ -175,7 +175,7 @@ def test_rows_and_heads_on_many_devices_need_no_collective(heads):
 
 
 def test_attention_starts_as_a_star_and_skips_padding():
-    attention = DeformableAttention(8, 4, 3, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    attention = DeformableAttention(8, 4, 3, 2, dtype=jnp.float32, rngs=Rngs(0))
     rng = np.random.default_rng(0)
     query, value = (jnp.asarray(rng.normal(size=(2, n, 8)), jnp.float32) for n in (6, CELLS))
     references = jnp.full((2, 6, 3, 2), 0.5)
@@ -200,7 +200,7 @@ def test_attention_starts_as_a_star_and_skips_padding():
 
 
 def test_offsets_from_a_box_are_shares_of_it():
-    attention = DeformableAttention(8, 4, 3, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    attention = DeformableAttention(8, 4, 3, 2, dtype=jnp.float32, rngs=Rngs(0))
     rng = np.random.default_rng(0)
     query, value = (jnp.asarray(rng.normal(size=(1, n, 8)), jnp.float32) for n in (1, CELLS))
     box = jnp.asarray([0.4, 0.6, 0.2, 0.3])

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.weights import randomized
 from vllm2_jax.nn.dropout import drop_path, dropout
 from vllm2_jax.nn.multihead import MultiHeadAttention
+from vllm2_jax.nn.rngs import Rngs
 
 RNG = np.random.default_rng(0)
 
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("per_head", [False, True])
 def test_masked_attention_by_hand(per_head):
     rows, queries, keys, width, heads = 2, 3, 4, 6, 2
-    module = randomized(lambda: MultiHeadAttention(width, heads, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    module = randomized(lambda: MultiHeadAttention(width, heads, dtype=jnp.float32, rngs=Rngs(0)))
     query, key, value = (RNG.normal(size=(rows, n, width)).astype("f") for n in (queries, keys, keys))
     mask = RNG.random((rows, heads, queries, keys)) < 0.6
     mask[..., 0] = True

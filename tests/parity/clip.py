@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.parity import Case, goldens
 from tests.parity.weights import load
 from vllm2_jax.convert import clip as convert
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.vision.clip import CLIP, CLIPConfig
 
 
@@ -31,7 +31,7 @@ def config(sizes: dict) -> CLIPConfig:
 def build(folder: pathlib.Path) -> CLIP:
     """The golden tower in float32."""
     sizes = config(goldens.config(folder)["clip"])
-    abstract = jax.eval_shape(lambda: CLIP(sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: CLIP(sizes, dtype=jnp.float32, rngs=Rngs(0)))
     return load(goldens.weights(folder, "clip", "vis_encoder."), convert.table(sizes), abstract)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.parity import Case, goldens
 from tests.parity.weights import load
 from vllm2_jax.convert import bridge as convert
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.vision.bridge import Bridge, BridgeConfig, pixel_shuffle
 
 
@@ -24,7 +24,7 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
         config = BridgeConfig(kind, shuffle == "1", features.shape[-1], data[f"{name}/out"].shape[-1])
         # An official `linear` is no Sequential: its names are `vl_bridge.weight` and `vl_bridge.bias`.
         tensors = goldens.weights(folder, "connectors", f"{name}/vl_bridge.")
-        abstract = jax.eval_shape(lambda config=config: Bridge(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+        abstract = jax.eval_shape(lambda config=config: Bridge(config, dtype=jnp.float32, rngs=Rngs(0)))
         bridge = load(tensors, convert.table(config), abstract)
         with jax.default_matmul_precision("highest"):
             out = np.asarray(bridge(features))

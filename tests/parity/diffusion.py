@@ -7,7 +7,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.parity import goldens
 from tests.parity.weights import load
@@ -25,6 +24,7 @@ from vllm2_jax.decoders.diffusion.config import (
 from vllm2_jax.decoders.diffusion.instruct_pix2pix import InstructPix2Pix
 from vllm2_jax.decoders.diffusion.painter import Painter
 from vllm2_jax.decoders.diffusion.stable_diffusion import StableDiffusion
+from vllm2_jax.nn.rngs import Rngs
 
 PAINTERS = {False: StableDiffusion, True: InstructPix2Pix}
 
@@ -91,7 +91,7 @@ def build(folder: pathlib.Path, *, edits: bool, drop_rate: float = 0.0) -> Paint
         new = goldens.weights(folder, "unet8_conv_in")
         tensors |= {f"sd_unet.{name}": value for name, value in new.items()}
     width = info(folder)["llm_hidden"]
-    abstract = jax.eval_shape(lambda: PAINTERS[edits](sizes, link_width=width, rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: PAINTERS[edits](sizes, link_width=width, rngs=Rngs(0)))
     if not whole(folder):
         nothing = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract)
         tensors = export(nothing, convert.table(sizes)) | tensors

@@ -6,7 +6,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.parity import Case, goldens, grounding_dino_backbone
 from tests.parity.weights import load
@@ -15,6 +14,7 @@ from vllm2_jax.convert import grounding_dino as convert
 from vllm2_jax.decoders.grounding_dino.config import CriterionConfig, GroundingDINOConfig
 from vllm2_jax.decoders.grounding_dino.model import GroundingDINO
 from vllm2_jax.decoders.grounding_dino.outputs import ABSENT
+from vllm2_jax.nn.rngs import Rngs
 
 
 def config(folder: pathlib.Path, *, faithful: bool = True) -> GroundingDINOConfig:
@@ -63,7 +63,7 @@ def config(folder: pathlib.Path, *, faithful: bool = True) -> GroundingDINOConfi
 def build(folder: pathlib.Path) -> GroundingDINO:
     """The golden decoder with its weights."""
     sizes, width = config(folder), goldens.config(folder)["gdino"]["l_hidden_size"]
-    abstract = jax.eval_shape(lambda: GroundingDINO(sizes, link_width=width, rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: GroundingDINO(sizes, link_width=width, rngs=Rngs(0)))
     return load(goldens.weights(folder, "weights"), convert.table(sizes), abstract)
 
 

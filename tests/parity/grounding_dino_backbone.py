@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.parity import Case, goldens
 from tests.parity.weights import load
 from vllm2_jax.convert import swin as convert
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.ops.levels import shrink
 from vllm2_jax.vision.swin import Swin, SwinConfig
 
@@ -36,7 +36,7 @@ def config(sizes: dict) -> SwinConfig:
 def build(folder: pathlib.Path) -> Swin:
     """The golden backbone in float32."""
     sizes = config(goldens.config(folder)["backbone"])
-    abstract = jax.eval_shape(lambda: Swin(sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: Swin(sizes, dtype=jnp.float32, rngs=Rngs(0)))
     weights = goldens.weights(folder, "weights", PREFIX)
     return load(weights, convert.transformers_table(sizes), abstract)
 

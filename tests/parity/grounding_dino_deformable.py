@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.parity import Case, goldens
 from tests.parity.weights import load
 from vllm2_jax.convert import deformable as convert
 from vllm2_jax.nn.deformable import DeformableAttention, sample
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.ops.levels import Shapes
 
 
@@ -44,7 +44,7 @@ def attention(folder: pathlib.Path, prefix: str, heads: int, levels: int, points
     width = weights["output_proj.bias"].size
 
     def make() -> DeformableAttention:
-        return DeformableAttention(width, heads, levels, points, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        return DeformableAttention(width, heads, levels, points, dtype=jnp.float32, rngs=Rngs(0))
 
     return load(weights, convert.table(heads, levels, points), jax.eval_shape(make))
 

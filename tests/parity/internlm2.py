@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.parity import Case, goldens
 from tests.parity.weights import load
 from vllm2_jax.convert import internlm2
 from vllm2_jax.llm.llama import Llama, LlamaConfig
 from vllm2_jax.nn.attention import attention
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.nn.rope import RopeConfig, rotation
 
 # Scaling of each variant, and what it changes in the config; GOLDENS.md and the reference implementation.
@@ -51,7 +51,7 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
     for tag, (rope, changes) in VARIANTS.items():
         weights = goldens.weights(folder, "internlm2", f"{tag}/")
         sizes = config(goldens.config(folder)["internlm2"] | changes, weights, rope)
-        abstract = jax.eval_shape(lambda sizes=sizes: Llama(sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+        abstract = jax.eval_shape(lambda sizes=sizes: Llama(sizes, dtype=jnp.float32, rngs=Rngs(0)))
         llm = load(weights, internlm2.table(sizes), abstract)
         mine = {key[len(tag) + 1 :]: value for key, value in data.items() if key.startswith(f"{tag}/")}
         with jax.default_matmul_precision("highest"):

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.parity import Case, goldens
 from tests.parity.weights import load
 from vllm2_jax.convert import internvit as convert
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.vision.internvit import InternViT, InternViTConfig
 from vllm2_jax.vision.positions import resize_positions
 
@@ -38,7 +38,7 @@ def config(sizes: dict) -> InternViTConfig:
 def build(folder: pathlib.Path, variant: str) -> InternViT:
     """One golden tower in float32."""
     sizes = dataclasses.replace(config(goldens.config(folder)["internvit"]), **VARIANTS[variant])
-    abstract = jax.eval_shape(lambda: InternViT(sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: InternViT(sizes, dtype=jnp.float32, rngs=Rngs(0)))
     return load(goldens.weights(folder, "internvit", f"{variant}/"), convert.table(sizes), abstract)
 
 

@@ -16,6 +16,7 @@ from vllm2_jax.batch import IMAGE, LINK, REGION, TEXT, Inputs, Weighted
 from vllm2_jax.convert import lora, visionllmv2
 from vllm2_jax.llm.llama import LlamaConfig
 from vllm2_jax.model import ModelConfig, VisionLLMv2
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.nn.rope import RopeConfig
 from vllm2_jax.tokens import LINKS, QueryCounts
 from vllm2_jax.vision.bridge import BridgeConfig
@@ -131,7 +132,7 @@ def llama_config(c: dict) -> LlamaConfig:
 
 def build(config: ModelConfig, tensors: dict[str, np.ndarray]) -> VisionLLMv2:
     """The model with official weights."""
-    abstract = jax.eval_shape(lambda: VisionLLMv2(config, rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: VisionLLMv2(config, rngs=Rngs(0)))
     names = visionllmv2.names_of(tensors)
     return load(lora.plain_names(tensors), visionllmv2.table(config, names), abstract)
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.parity import Case, goldens
 from tests.parity.weights import load
 from vllm2_jax.convert import regions as convert
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.vision.regions import RegionConfig, RegionEncoder
 
 
@@ -26,7 +26,7 @@ def build(folder: pathlib.Path, pooling: str) -> RegionEncoder:
         patch=sizes["patch_size"],
         pooling=pooling,
     )
-    abstract = jax.eval_shape(lambda: RegionEncoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: RegionEncoder(config, dtype=jnp.float32, rngs=Rngs(0)))
     return load(goldens.weights(folder, "region_encoder", f"{pooling}/"), convert.table(config), abstract)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.parity import Case, goldens
 from tests.parity.unipose_inputs import BODY_POINTS
@@ -15,6 +14,7 @@ from tests.parity.weights import load
 from vllm2_jax.convert.layers import linear, norm, packed_attention
 from vllm2_jax.decoders.grounding_dino.config import GroundingDINOConfig
 from vllm2_jax.decoders.grounding_dino.encoder import ClassLayer
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.ops.keypoints import SIGMAS, oks
 
 
@@ -64,7 +64,7 @@ def _class_layer(data: dict[str, np.ndarray]) -> Iterator[Case]:
         *(row for i in (1, 2) for row in norm(f"norm{i}", f"norm{i}")),
         *(row for i in (1, 2) for row in linear(f"linear{i}", f"mlp/layers/{i - 1}")),
     ]
-    abstract = jax.eval_shape(lambda: ClassLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: ClassLayer(config, dtype=jnp.float32, rngs=Rngs(0)))
     layer = load(weights, table, abstract)
     source, places = (jnp.asarray(data[f"textlayer.{name}"].swapaxes(0, 1)) for name in ("src", "pos"))
     found = layer(source, places, jnp.asarray(~data["textlayer.blocked"]))

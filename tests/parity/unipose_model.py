@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.parity import Case, goldens, unipose_backbone, unipose_criterion, unipose_inputs
 from tests.parity.unipose_inputs import Sample
@@ -21,6 +20,7 @@ from vllm2_jax.decoders.unipose.model import UniPose
 from vllm2_jax.decoders.unipose.outputs import Outputs
 from vllm2_jax.decoders.unipose.targets import Truth, read_picture
 from vllm2_jax.nn.paths import flatten_paths
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.vision.pixels import frame
 
 Maps = tuple[jax.Array, ...]
@@ -53,9 +53,7 @@ def build(folder: pathlib.Path, config: UniPoseConfig) -> UniPose:
     """The golden decoder in float32; NaN where the folder has no weights (of the backbone)."""
     width = goldens.config(folder)["config"]["l_hidden_size"]
     tensors = goldens.weights(folder, "weights")
-    leaves, treedef = flatten_paths(
-        jax.eval_shape(lambda: UniPose(config, link_width=width, rngs=nnx.Rngs(0)))
-    )
+    leaves, treedef = flatten_paths(jax.eval_shape(lambda: UniPose(config, link_width=width, rngs=Rngs(0))))
     whole = has_backbone(tensors)
     there = {path: leaf for path, leaf in leaves.items() if whole or not path.startswith("backbone/")}
     loaded = load(tensors, convert.table(config), there)

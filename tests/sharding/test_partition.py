@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from vllm2_jax.nn.layers import param
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.sharding import partition
 from vllm2_jax.sharding.mesh import abstract_mesh, make_mesh
 from vllm2_jax.sharding.strategies import STRATEGIES
@@ -18,7 +19,7 @@ FSDP_TP = STRATEGIES["fsdp_tp"]
 
 
 def make(shape, axes):
-    return param(nnx.initializers.ones, nnx.Rngs(0), shape, axes)
+    return param(nnx.initializers.ones, Rngs(0), shape, axes)
 
 
 def place(shape, axes, rules=FSDP_TP.rules, devices=8):

@@ -6,6 +6,7 @@ from flax import nnx
 
 from tests.golden.reports import FOLDER, REPORTS, sharding_report
 from vllm2_jax.nn.layers import param
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.sharding.mesh import abstract_mesh
 from vllm2_jax.sharding.report import report
 from vllm2_jax.sharding.strategies import STRATEGIES
@@ -24,7 +25,7 @@ def test_every_strategy_has_a_report():
 
 def test_bytes_of_a_chip():
     strategy = STRATEGIES["fsdp_tp"]
-    tree = {"w": param(nnx.initializers.ones, nnx.Rngs(0), (64, 32), ("embed", "mlp"))}
+    tree = {"w": param(nnx.initializers.ones, Rngs(0), (64, 32), ("embed", "mlp"))}
     text = report("x", {"params": (tree, strategy.rules)}, abstract_mesh(strategy, 8))
     assert "params/w  64x32  embed,mlp  fsdp,tensor  1.0 KiB" in text  # 64 * 32 * 4 / 8
 

@@ -11,6 +11,7 @@ from flax import nnx
 from vllm2_jax.batch import IGNORE, Batch, Inputs, TaskRows
 from vllm2_jax.nn.axes import constrain
 from vllm2_jax.nn.layers import RMSNorm, linear, param
+from vllm2_jax.nn.rngs import Rngs
 
 WIDTH, VOCAB, LENGTH = 16, 32, 6
 
@@ -49,7 +50,7 @@ class Small(nnx.Module):
 
 def make_small(vocab: int = VOCAB) -> Small:
     """The model from a fixed seed."""
-    return Small(rngs=nnx.Rngs(0), vocab=vocab)
+    return Small(rngs=Rngs(0), vocab=vocab)
 
 
 def rows(rng: np.random.Generator, groups: int, count: int, *, box: bool) -> TaskRows:

@@ -17,6 +17,7 @@ from flax import nnx
 from tests.train.small import Small
 from tests.train.stream import batches, run
 from vllm2_jax.nn.layers import param
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.train import metrics
 from vllm2_jax.train.checkpoint import Checkpoints, load_weights, save_weights
 from vllm2_jax.train.monitor import NotFiniteError
@@ -81,7 +82,7 @@ def test_weights_of_another_run(whole, tmp_path):
             super().__init__(rngs=rngs)
             self.extra = param(nnx.initializers.ones, rngs, (3, 4), (None, None))
 
-    model = Wider(rngs=nnx.Rngs(1))
+    model = Wider(rngs=Rngs(1))
     loaded = load_weights(whole[0], model, fresh="^extra$")
     np.testing.assert_array_equal(loaded.embed[...], whole[1].frozen["embed"][...])
     np.testing.assert_array_equal(loaded.up.kernel[...], whole[1].params["up"]["kernel"][...])
@@ -90,7 +91,7 @@ def test_weights_of_another_run(whole, tmp_path):
         load_weights(whole[0], model)
 
     save_weights(tmp_path, model)
-    again = load_weights(tmp_path, Wider(rngs=nnx.Rngs(2)))
+    again = load_weights(tmp_path, Wider(rngs=Rngs(2)))
     jax.tree.map(np.testing.assert_array_equal, again, model)
 
 
@@ -101,7 +102,7 @@ def test_checkpoint_of_another_shape(whole, tmp_path):
             self.embed = param(nnx.initializers.normal(0.5), rngs, (48, 16), ("vocab", "embed"))
 
     def make():
-        return Longer(rngs=nnx.Rngs(0))
+        return Longer(rngs=Rngs(0))
 
     resume = str(whole[0])
     with pytest.raises(ValueError, match=r"frozen/embed: saved \(32, 16\), wanted \(48, 16\)\n.*workdir"):

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.weights import randomized
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.vision.bridge import Bridge, BridgeConfig, pixel_shuffle
 
 
@@ -15,7 +15,7 @@ from vllm2_jax.vision.bridge import Bridge, BridgeConfig, pixel_shuffle
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_tokens_and_widths(kind, shuffle):
     config = BridgeConfig(kind, shuffle, width_in=6, width_out=10)
-    bridge = randomized(lambda: Bridge(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    bridge = randomized(lambda: Bridge(config, dtype=jnp.bfloat16, rngs=Rngs(0)))
     out = bridge(jax.random.normal(jax.random.key(0), (2, 16, 6)))
     assert out.shape == (2, config.tokens_per_tile(16), 10) and out.dtype == jnp.bfloat16
     assert bridge.layers[0].kernel.shape[0] == (24 if shuffle else 6)
@@ -34,7 +34,7 @@ def test_grids_that_cannot_be_shuffled():
     with pytest.raises(ValueError, match="3 x 4 cannot be cut"):
         pixel_shuffle(jnp.zeros((1, 3, 4, 2)))
     config = BridgeConfig("linear", True, 4, 4)
-    bridge = randomized(lambda: Bridge(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    bridge = randomized(lambda: Bridge(config, dtype=jnp.float32, rngs=Rngs(0)))
     with pytest.raises(ValueError, match="square tiles, not 8 patches"):
         bridge(jnp.zeros((1, 8, 4)))
 

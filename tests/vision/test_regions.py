@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from tests.weights import randomized
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.vision.regions import RegionConfig, RegionEncoder, draw_pixels, mean_weights, sampling_weights
 
 CONFIG = RegionConfig(hidden=8, width=16, width_out=5, patch=4)
@@ -19,7 +20,7 @@ SIZE, GRID = 24, 6
 
 @functools.cache
 def build(config=CONFIG, dtype=jnp.float32):
-    return randomized(lambda: RegionEncoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    return randomized(lambda: RegionEncoder(config, dtype=dtype, rngs=Rngs(0)))
 
 
 def scene(regions=3, levels=3):

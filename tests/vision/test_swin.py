@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.weights import randomized
 from vllm2_jax.convert import swin as convert
 from vllm2_jax.convert.rules import export, load
 from vllm2_jax.nn.paths import flatten_paths
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.vision.swin import SWIN, Swin, SwinConfig, distances, from_windows, same_region, to_windows
 
 SMALL = SwinConfig(width=8, depths=(1, 2, 2), heads=(1, 2, 4), window=3, mlp_ratio=2.0, stages=(0, 2))
 
 
 def make(config=SMALL, **options):
-    return randomized(lambda: Swin(config, dtype=jnp.float32, rngs=nnx.Rngs(0), **options))
+    return randomized(lambda: Swin(config, dtype=jnp.float32, rngs=Rngs(0), **options))
 
 
 apply = jax.jit(Swin.__call__)
@@ -133,7 +133,7 @@ def test_weights_go_out_and_come_back(table):
 def test_sizes_of_the_released_models():
     counts = {}
     for name, config in SWIN.items():
-        abstract = jax.eval_shape(lambda config=config: Swin(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+        abstract = jax.eval_shape(lambda config=config: Swin(config, dtype=jnp.float32, rngs=Rngs(0)))
         counts[name] = sum(leaf.size for leaf in jax.tree.leaves(abstract))
     # Of "tiny": the sum over the official table of parameters.
     assert counts == {"tiny": 27_520_698, "base": 86_880_376, "large": 195_201_204}

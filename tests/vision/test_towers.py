@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from tests.weights import randomized
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.nn.stack import REMAT
 from vllm2_jax.vision import VISION, build_vision
 from vllm2_jax.vision.clip import CLIPConfig
@@ -27,7 +28,7 @@ def config(request):
 
 @functools.cache
 def build(config, dtype=jnp.float32, **kwargs):
-    return randomized(lambda: build_vision(config, dtype=dtype, rngs=nnx.Rngs(0), **kwargs))
+    return randomized(lambda: build_vision(config, dtype=dtype, rngs=Rngs(0), **kwargs))
 
 
 def pixels(size=28, dtype=jnp.float32):
@@ -173,7 +174,7 @@ def test_biases_of_internvit_follow_the_config():
 
 def test_layer_scale_starts_where_the_config_says():
     config = dataclasses.replace(CONFIGS["internvit"], layer_scale=0.25)
-    blocks = jax.jit(lambda: build_vision(config, dtype=jnp.float32, rngs=nnx.Rngs(0)).blocks.scale1[...])()
+    blocks = jax.jit(lambda: build_vision(config, dtype=jnp.float32, rngs=Rngs(0)).blocks.scale1[...])()
     np.testing.assert_array_equal(blocks, np.full((5, 12), 0.25))
 
 

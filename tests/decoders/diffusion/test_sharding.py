@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.decoders.diffusion.tiny import links, make, painter, targets
 from tests.weights import randomized
@@ -16,6 +15,7 @@ from vllm2_jax.decoders.diffusion.config import EDIT
 from vllm2_jax.decoders.diffusion.targets import Request
 from vllm2_jax.decoders.diffusion.unet import UNet
 from vllm2_jax.nn.axes import axis_rules
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.sharding.collectives import collectives
 from vllm2_jax.sharding.mesh import abstract_mesh, make_mesh
 from vllm2_jax.sharding.partition import batch_sharding, placements, shardings
@@ -69,7 +69,7 @@ def test_same_losses_and_gradients_as_on_one_device(strategy, alone):
 @pytest.fixture(scope="module")
 def full_unet():
     """The trained UNet of editing, as shapes."""
-    return jax.eval_shape(lambda: UNet(EDIT.unet, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    return jax.eval_shape(lambda: UNet(EDIT.unet, dtype=jnp.float32, rngs=Rngs(0)))
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp_tp"])

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.weights import randomized
 from vllm2_jax.batch import Links
@@ -23,6 +22,7 @@ from vllm2_jax.decoders.diffusion.config import (
 from vllm2_jax.decoders.diffusion.instruct_pix2pix import InstructPix2Pix
 from vllm2_jax.decoders.diffusion.painter import Painter
 from vllm2_jax.decoders.diffusion.stable_diffusion import StableDiffusion
+from vllm2_jax.nn.rngs import Rngs
 
 LINK_WIDTH, QUERIES = 24, 5
 PAINTERS = {False: StableDiffusion, True: InstructPix2Pix}
@@ -55,7 +55,7 @@ def config(*, edits: bool, **changes: Any) -> PainterConfig:
 def make(*, edits: bool, **changes: Any) -> Painter:
     """The decoder, not yet random in any useful way."""
     sizes = config(edits=edits, **changes)
-    return PAINTERS[edits](sizes, link_width=LINK_WIDTH, rngs=nnx.Rngs(0))
+    return PAINTERS[edits](sizes, link_width=LINK_WIDTH, rngs=Rngs(0))
 
 
 @functools.cache

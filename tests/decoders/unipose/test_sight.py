@@ -4,11 +4,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.weights import randomized
 from vllm2_jax.decoders.unipose.sight import Sight, of_figures
 from vllm2_jax.nn.multihead import MultiHeadAttention
+from vllm2_jax.nn.rngs import Rngs
 
 ROWS, SLOTS, INSTANCES, KEYPOINTS, WIDTH = 2, 3, 4, 5, 8
 ASKED = np.arange(KEYPOINTS) < np.array([[5], [2]])
@@ -43,7 +43,7 @@ def dense(faithful):
 
 @pytest.mark.parametrize("faithful", [False, True])
 def test_pieces_are_the_big_mask(faithful):
-    attention = randomized(lambda: MultiHeadAttention(WIDTH, 2, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    attention = randomized(lambda: MultiHeadAttention(WIDTH, 2, dtype=jnp.float32, rngs=Rngs(0)))
     mask = dense(faithful)
     rng = np.random.default_rng(0)
     query, x = (jnp.asarray(rng.normal(size=(ROWS, mask.shape[1], WIDTH)), jnp.float32) for _ in range(2))

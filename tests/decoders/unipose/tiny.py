@@ -3,12 +3,12 @@
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tests.weights import randomized
 from vllm2_jax.batch import Links
 from vllm2_jax.decoders.unipose.config import CriterionConfig, UniPoseConfig
 from vllm2_jax.decoders.unipose.model import UniPose
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.vision.swin import SwinConfig
 
 LINK_WIDTH, QUERIES_A_LINK, SIDE = 6, 2, 64
@@ -32,7 +32,7 @@ CONFIG = UniPoseConfig(
 
 
 def build(config: UniPoseConfig = CONFIG) -> UniPose:
-    return randomized(lambda: UniPose(config, link_width=LINK_WIDTH, rngs=nnx.Rngs(0)), std=0.2)
+    return randomized(lambda: UniPose(config, link_width=LINK_WIDTH, rngs=Rngs(0)), std=0.2)
 
 
 def batch(classes=(2, 1), keypoints=(3, 2), objects=(2, 1), rooms=(2, 3, 3), garbage=9):
