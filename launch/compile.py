@@ -9,9 +9,10 @@
 
 `--program` is `train` (a step with its update), `generate` (answers to prompts), or a decoder (its losses and
 gradients alone). Topologies are `v5e:4x4` (chips along each side of the torus), `2*v5e:16x16` (slices joined
-by the data-centre network), or `cpu:8` (virtual devices, without libtpu). `--out FILE` writes FILE.md and
-FILE.json; `--save FILE` the executable, which `--load FILE` reports on. Times are a roofline from public
-peaks, not measurements. Exits with 2 when config, mesh or topology are at fault, or when nothing fits.
+by the data-centre network), or `cpu:8` (virtual devices, without libtpu). `--schedule_only` leaves out the
+machine code, which takes the compiler longest. `--out FILE` writes FILE.md and FILE.json; `--save FILE` the
+executable, which `--load FILE` reports on. Times are a roofline from public peaks, not measurements. Exits
+with 2 when config, mesh or topology are at fault, or when nothing fits.
 """
 
 import dataclasses
@@ -42,8 +43,18 @@ from ml_collections import config_flags
 from launch import executables
 from launch.build import Run, build_run
 from launch.chart import chart
-from launch.compile_report import Report, analyse, check_weights, explain, facts, markdown, weight_bytes
+from launch.compile_report import (
+    Report,
+    analyse,
+    check_weights,
+    explain,
+    facts,
+    markdown,
+    memory_of,
+    weight_bytes,
+)
 from launch.programs import Job, kept, lower, make_job, needed_flops
+from launch.scheduled import scheduled
 from launch.sweep import fits, sweep, text
 from vllm2_jax.sharding.chips import chip_of, find_chip
 from vllm2_jax.sharding.report import readable
@@ -51,12 +62,20 @@ from vllm2_jax.sharding.report import readable
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A program and what is known of it; `program` is None if it does not fit."""
+    """A program and what is known of it.
+
+    Attributes:
+      report: the numbers.
+      run, job: what was compiled.
+      program: `jax.stages.Compiled`; None if it does not fit, and if no code was made.
+      text: as the compiler prints it; "" if it does not fit.
+    """
 
     report: Report
     run: Run
     job: Job
     program: Any
+    text: str
 
 
 def compiled(
@@ -67,6 +86,7 @@ def compiled(
     chip: str = "",
     load: str = "",
     flops: float | None = None,
+    schedule_only: bool = False,
 ) -> Compiled:
     """Lowers and compiles a program of a config for `config.sharding.devices`.
 
@@ -77,6 +97,7 @@ def compiled(
       chip: whose facts to judge by where the devices are no TPU; "" for none.
       load: file of an executable to report on; "" compiles.
       flops: operations that the model needs, if they are known; None counts them.
+      schedule_only: end before machine code is made, see `launch.scheduled`.
 
     Raises:
       ValueError: an unknown topology or chip, a mesh or groups that do not fit, a state beyond the memory.
@@ -98,10 +119,15 @@ def compiled(
         "problem": "",
         "model_flops": needed_flops(program, config) if flops is None else flops,
     }
-    executable = None
+    executable, text = None, ""
     start = time.perf_counter()
     if load:
         executable = executables.load(pathlib.Path(load), devices)
+    elif schedule_only:
+        planned = scheduled(config, program)
+        text = planned.text
+        fields |= {name: getattr(planned, name) for name in ("memory", "problem", "lower_seconds")}
+        start += planned.lower_seconds
     else:
         lowered = lower(job, run)
         fields["lower_seconds"] = time.perf_counter() - start
@@ -115,8 +141,10 @@ def compiled(
             fields["problem"] = str(error).removeprefix("RESOURCE_EXHAUSTED: ").split("\n")[0]
     fields["compile_seconds"] = time.perf_counter() - start
     if executable is not None:
-        fields |= analyse(run, executable, judge)
-    return Compiled(Report(**fields), run, job, executable)
+        text, fields["memory"] = executable.as_text(), memory_of(executable)
+    if text:
+        fields |= analyse(run, text, judge)
+    return Compiled(Report(**fields), run, job, executable, text)
 
 
 def main(argv: list[str]) -> None:
@@ -150,16 +178,24 @@ def main(argv: list[str]) -> None:
 def _one(config: ml_collections.ConfigDict, name: str) -> tuple[str, Any, bool]:
     """The report of one program as text and as JSON, and whether it fits."""
     options = flags.FLAGS
-    found = compiled(config, program=options.program, name=name, chip=options.chip, load=options.load)
+    if options.schedule_only and (options.save or options.load):
+        raise ValueError("--schedule_only makes no executable; leave out --save and --load")
+    found = compiled(
+        config,
+        program=options.program,
+        name=name,
+        chip=options.chip,
+        load=options.load,
+        schedule_only=options.schedule_only,
+    )
     report = found.report
     print(f"lowered in {report.lower_seconds:.1f} s, compiled in {report.compile_seconds:.1f} s", flush=True)
-    if found.program is not None:
-        if options.text:
-            pathlib.Path(options.text).write_text(found.program.as_text())
-        if options.save:
-            devices, topology = list(found.run.mesh.devices.flat), config.sharding.devices
-            size = executables.save(pathlib.Path(options.save), found.program, devices, topology=topology)
-            print(f"executable in {options.save}: {readable(size)}")
+    if options.text and found.text:
+        pathlib.Path(options.text).write_text(found.text)
+    if options.save and found.program is not None:
+        devices, topology = list(found.run.mesh.devices.flat), config.sharding.devices
+        size = executables.save(pathlib.Path(options.save), found.program, devices, topology=topology)
+        print(f"executable in {options.save}: {readable(size)}")
     written = markdown(report, command=command(sys.argv[1:]))
     if options.explain:
         written += "\n" + explain(found.run, found.job, report, kept(found.job, found.run))
@@ -176,7 +212,14 @@ def _swept(config: ml_collections.ConfigDict, name: str) -> tuple[str, Any, bool
         same = one.to_dict()
         same = json.dumps([same["model"], same["data"], same["optimizer"], same["eval"]], default=str)
         flops = counted.get(same)
-        found = compiled(one, program=options.program, name=name, chip=options.chip, flops=flops).report
+        found = compiled(
+            one,
+            program=options.program,
+            name=name,
+            chip=options.chip,
+            flops=flops,
+            schedule_only=options.schedule_only,
+        ).report
         counted[same] = found.model_flops
         return found
 
@@ -230,6 +273,7 @@ def define_flags() -> None:
     flags.DEFINE_string("save", "", "Writes the executable.")
     flags.DEFINE_string("load", "", "Reports on this executable instead of compiling.")
     flags.DEFINE_bool("explain", False, "Also says which parts of the model cost most.")
+    flags.DEFINE_bool("schedule_only", False, "Ends before machine code is made; for TPU topologies.")
     flags.DEFINE_multi_string("sweep", [], "key=value|value|...: compiles all combinations, ranks them.")
     flags.DEFINE_string("chart", "", "Draws the sweep, as SVG.")
 

@@ -29,19 +29,19 @@ class Memory:
       arguments: state and batch.
       outputs: the new state (which takes the place of the old one: `aliased`) and the metrics.
       temporaries: activations, gradients and whatever else lives while the program runs.
-      code: the program itself.
+      code: the program itself; None if it was not made.
     """
 
     arguments: int
     outputs: int
     aliased: int
     temporaries: int
-    code: int
+    code: int | None
 
     @property
     def total(self) -> int:
         """All of it, what is shared counted once."""
-        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+        return self.arguments + self.outputs - self.aliased + self.temporaries + (self.code or 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +142,21 @@ def _module(path: str) -> str:
     return "/".join(keys[: 2 if keys[0] in ("decoders", "llm") else 1])
 
 
-def analyse(run: Run, program: Any, chip: Chip | None) -> dict[str, Any]:
-    """The fields of a `Report` that come out of a compiled program."""
+def memory_of(program: Any) -> Memory:
+    """Of a `jax.stages.Compiled`."""
     stats = program.memory_analysis()
-    parsed = parse(program.as_text())
+    return Memory(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+    )
+
+
+def analyse(run: Run, text: str, chip: Chip | None) -> dict[str, Any]:
+    """The fields of a `Report` that come out of a compiled program's text."""
+    parsed = parse(text)
     done, unknown = work(parsed)
     slices = count_slices(list(run.mesh.devices.flat))
     talk = collectives(parsed, dict(run.mesh.shape), slices)
@@ -158,13 +169,6 @@ def analyse(run: Run, program: Any, chip: Chip | None) -> dict[str, Any]:
         entry = parts.setdefault(message.part, {"flops": 0.0, "bytes": 0.0, "sent": 0.0})
         entry["sent"] += message.sent
     return {
-        "memory": Memory(
-            arguments=stats.argument_size_in_bytes,
-            outputs=stats.output_size_in_bytes,
-            aliased=stats.alias_size_in_bytes,
-            temporaries=stats.temp_size_in_bytes,
-            code=stats.generated_code_size_in_bytes,
-        ),
         "flops": sum((one.times * one.flops for one in done), 0.0),
         "bytes": sum((one.times * one.bytes for one in done), 0.0),
         "collectives": totals(talk),
@@ -187,7 +191,7 @@ def markdown(report: Report, *, command: str = "") -> str:
     rows += [
         ("arguments (state and batch)", readable(memory.arguments)),
         ("temporaries", readable(memory.temporaries)),
-        ("code", readable(memory.code)),
+        ("code", "not made" if memory.code is None else readable(memory.code)),
         ("outputs beyond the donated state", readable(memory.outputs - memory.aliased)),
         ("**total**", f"**{readable(memory.total)}**"),
     ]

@@ -21,6 +21,7 @@ from launch.chart import chart
 from launch.compile_report import Memory, Report, check_weights, explain, markdown, weight_bytes
 from launch.programs import kept, make_job
 from launch.roofline import Roofline
+from launch.scheduled import read_memory, scheduled
 from tests.distributed.tiny import host_batch, tiny_config
 from vllm2_jax.sharding.chips import find_chip
 
@@ -200,3 +201,41 @@ def test_some_tasks_alone():
     one = ml_collections.ConfigDict(config())
     aot.choose_tasks(one, ["chat"])
     assert list(abstract_batch(one, build_run(one))) == ["chat"]
+
+
+BUFFERS = """BufferAssignment:
+allocation 0: size 512, thread-local:
+ value: <2 reduce_sum.5 @0> (size=512,offset=0): f32[]{:T(128)}
+allocation 1: size 4096, parameter 3, shape |f32[8,128]| at ShapeIndex {}, maybe-live-out:
+allocation 2: size 1024, parameter 4, shape |s32[256]| at ShapeIndex {}:
+allocation 3: size 128, output shape is |(f32[8,128], f32[])|, maybe-live-out:
+allocation 4: size 64, constant:
+allocation 5: size 2048, color 1, preallocated-temp:
+allocation 6: size 8192, preallocated-temp:
+"""
+
+
+def test_memory_of_a_program_without_code():
+    memory = read_memory(BUFFERS)
+    assert memory == Memory(arguments=5120, outputs=4224, aliased=4096, temporaries=8192, code=None)
+    assert memory.total == 5120 + 128 + 8192
+    with pytest.raises(ValueError, match="only programs for a TPU are scheduled"):
+        scheduled(small(), "train")
+
+
+@pytest.mark.tpu_compile
+def test_a_program_without_code_is_the_same_program():
+    one = config(**{"sharding.devices": "v5e:2x2", "data.groups": 4, "dtype": "bfloat16"})
+    aot.choose_tasks(one, ["chat"])
+    whole, early = (aot.compiled(one, flops=1.0, schedule_only=only) for only in (False, True))
+    assert early.program is None and early.report.memory.code is None
+    found, wanted = early.report.memory, whole.report.memory
+    assert (found.arguments, found.outputs, found.aliased) == (
+        wanted.arguments,
+        wanted.outputs,
+        wanted.aliased,
+    )
+    # With code the compiler also counts what lies on the chip, up to the 128 MiB there are.
+    assert 0 <= wanted.temporaries - found.temporaries < 2**27
+    for field in ("flops", "bytes", "collectives", "by_part", "times"):
+        assert getattr(early.report, field) == getattr(whole.report, field)

@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 
 Axes = tuple[str | None, ...]
 
+NARROW = 8  # channels out of a convolution that a TPU computes faster as a product
+
 LECUN_NORMAL = nnx.initializers.lecun_normal()
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -132,7 +134,8 @@ def conv3(
 
     `border` counts the zeros before and after both sides, `axes` names the channels.
     """
-    return nnx.Conv(
+    plain = stride == 1 and border == (1, 1)
+    return (NarrowConv if plain and width <= NARROW else nnx.Conv)(
         channels,
         width,
         kernel_size=(3, 3),
@@ -146,6 +149,25 @@ def conv3(
         bias_metadata={"axes": axes[1:]},
         rngs=rngs,
     )
+
+
+class NarrowConv(nnx.Conv):
+    """A 3x3 convolution into a few channels: one product with all nine taps, then nine shifted sums.
+
+    The TPU compiler lays a convolution with 8 outputs out by rows of the batch; with one picture a chip that
+    takes it 4 minutes (Stable Diffusion's autoencoder) and makes a program of six times the cycles.
+    """
+
+    def __call__(self, inputs: Float[Array, "N H W C"]) -> Float[Array, "N H W D"]:
+        _, height, width, _ = inputs.shape
+        x, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        taps = jnp.einsum("nhwc,ijcd->ijnhwd", x, kernel, preferred_element_type=jnp.float32)
+        taps = jnp.pad(taps, ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        parts = [taps[i, j, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        out = functools.reduce(jnp.add, parts)
+        if self.bias is not None:
+            out = out + self.bias[...].astype(jnp.float32)
+        return out.astype(self.dtype)
 
 
 class GroupNorm(nnx.GroupNorm):
