@@ -65,6 +65,8 @@ class TaskShape:
 
     Attributes:
       rows: r, rows in a group.
+      length: L, columns of its rows; 0 for those of `CollateSpec`. Tasks of one length share a pass through
+        the language model.
       decoder: the decoder that reads the links, or None.
       tiles: tiles a row has room for.
       regions: regions a row has room for.
@@ -76,6 +78,7 @@ class TaskShape:
     """
 
     rows: int
+    length: int = 0
     decoder: str | None = None
     tiles: int = 0
     regions: int = 0
@@ -97,8 +100,14 @@ class TaskShape:
                 f"the decoder {self.decoder!r} has no function in data_pipelines.collate.DECODER_COLLATE "
                 f"that pads its targets; there are {', '.join(DECODER_COLLATE) or 'none yet'}"
             )
+        if self.length < 0:
+            raise ValueError(f"length={self.length}: give the columns of a row, or 0 for config.data.length")
         if self.pack and (self.tiles or self.regions or self.decoder):
             raise ValueError("only language-only tasks are packed: no tiles, regions or decoder")
+
+    def fitted(self, spec: "CollateSpec") -> "CollateSpec":
+        """The same with this task's own length, if it has one."""
+        return dataclasses.replace(spec, length=self.length) if self.length else spec
 
     def queries(self, counts: QueryCounts) -> int:
         """Q, the queries of a link; the links of one task all have the same number."""
@@ -141,7 +150,7 @@ def make_row(example: Example, tokenizer: Tokenizer, spec: CollateSpec, shape: T
 
 
 def _make_row(example: Example, tokenizer: Tokenizer, spec: CollateSpec, shape: TaskShape) -> Row:
-    tiles_of = [len(image) for image in example.images]
+    spec, tiles_of = shape.fitted(spec), [len(image) for image in example.images]
     _check("tiles", sum(tiles_of), shape.tiles, "allow fewer tiles a picture (max_tiles)")
     _check("regions", len(example.regions), shape.regions, "ask about fewer regions at once")
     row = blank_row(tokenizer, spec, shape)
@@ -202,7 +211,7 @@ def columns_of(example: Example, tokenizer: Tokenizer, spec: CollateSpec, tiles_
 
 def blank_row(tokenizer: Tokenizer, spec: CollateSpec, shape: TaskShape) -> Row:
     """A row of padding: it trains nothing and no column points anywhere."""
-    length, size = spec.length, spec.tile_size
+    length, size = shape.fitted(spec).length, spec.tile_size
     links, queries = sum(shape.links.values()), shape.queries(spec.counts)
     zeros = {name: np.zeros(length, np.int32) for name in ("source", "index", "positions", "segments")}
     return Row(

@@ -40,7 +40,7 @@ from data_pipelines.streams import Stream
 from data_pipelines.tokenizer import Tokenizer
 from vllm2_jax.batch import TaskRows
 
-_SHAPE_KEYS = ("rows", "decoder", "tiles", "regions", "links", "pack", "capacities")
+_SHAPE_KEYS = ("rows", "length", "decoder", "tiles", "regions", "links", "pack", "capacities")
 
 
 def make_dataset(

@@ -136,9 +136,9 @@ def decoder_job(name: str, config: Config, run: Run) -> Job:
     if not batch:
         raise ValueError(f"no task of the mixture calls the decoder {name!r}; it has {_tasks(config)}")
     sharding = batch_sharding(run.mesh, run.strategy.rules)
-    shape, dtype = (config.data.length, run.model.llm.width), jnp.dtype(config.dtype)
+    width, dtype = run.model.llm.width, jnp.dtype(config.dtype)
     hidden = {
-        task: jax.ShapeDtypeStruct((*rows.labels.shape[:2], *shape), dtype, sharding=sharding)
+        task: jax.ShapeDtypeStruct((*rows.labels.shape, width), dtype, sharding=sharding)
         for task, rows in batch.items()
     }
     params, frozen = (_of_decoder(getattr(run.plan.abstract, part), name) for part in ("params", "frozen"))

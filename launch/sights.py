@@ -19,7 +19,7 @@ from vllm2_jax.sharding.partition import host_share
 
 SHOWN = 12  # pictures of each task that a report shows
 
-_SHAPE_KEYS = ("decoder", "tiles", "regions", "links", "capacities")
+_SHAPE_KEYS = ("length", "decoder", "tiles", "regions", "links", "capacities")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@
     query banks ----------------------------------- links ---------+                      |
                                                                         decoders <-- links +
 
-Every task of a batch runs through the trunk together; each decoder then reads the hidden states at its own
-rows' link columns, so its gradient reaches the query banks and the language model.
+All tasks of a batch whose rows are equally long run through the trunk together; each decoder then reads the
+hidden states at its own rows' link columns, so its gradient reaches the query banks and the language model.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vllm2_jax import links
-from vllm2_jax.batch import Batch, Inputs, TaskRows, Weighted, flatten_groups, merge, split_rows
+from vllm2_jax.batch import Batch, Inputs, TaskRows, Weighted, add, flatten_groups, merge, split_rows
 from vllm2_jax.decoders import DECODERS
 from vllm2_jax.llm.llama import Llama, LlamaConfig
 from vllm2_jax.llm.loss import total_and_rows
@@ -173,7 +173,7 @@ class VisionLLMv2(nnx.Module):
     def losses(
         self, batch: Batch, *, key: jax.Array | None = None
     ) -> tuple[dict[str, Weighted], dict[str, Weighted]]:
-        """Loss terms of all tasks, one trunk for all.
+        """Loss terms of all tasks; those with equally long rows share a pass through the trunk.
 
         Args:
           batch: task name -> its rows.
@@ -183,30 +183,42 @@ class VisionLLMv2(nnx.Module):
           The terms whose means add up to the training loss (`lm`, `<decoder>/<term>`; official: plain sum,
           weight 1), and values to watch (`<task>/lm`, `<task>/accuracy` of the next token).
         """
+        rows: dict[str, jax.Array] = {}
+        terms: dict[str, Weighted] = {"lm": (jnp.zeros(()), jnp.zeros(()))}
+        watch: dict[str, Weighted] = {}
+        for number, length in enumerate(sorted({task.labels.shape[-1] for task in batch.values()})):
+            mine = {name: task for name, task in batch.items() if task.labels.shape[-1] == length}
+            own = jax.random.fold_in(key, number) if key is not None and number else key
+            hidden, loss, sums = self._language_losses(mine, key=own)
+            rows |= hidden
+            terms["lm"] = add(terms["lm"], loss)
+            watch |= sums
+        for name in sorted({name for task in batch.values() for name in task.targets}):
+            terms |= self.decoder_losses(name, rows, batch, key=key)
+        return terms, watch
+
+    def _language_losses(
+        self, batch: Batch, *, key: jax.Array | None
+    ) -> tuple[dict[str, jax.Array], Weighted, dict[str, Weighted]]:
+        """One pass for tasks whose rows are equally long: hidden states by task, the loss, values to watch."""
         tasks = list(batch)
         inputs = merge([batch[task].inputs for task in tasks], self.config.tokens_per_tile)
         hidden = self.hidden(inputs, key=key)
-        rows = dict(
-            zip(tasks, split_rows(hidden, [batch[task].labels.shape[1] for task in tasks]), strict=True)
-        )
         labels = [links.mask_labels(batch[task].labels, batch[task].inputs.source) for task in tasks]
-        # All tasks in one pass: the head is gathered, and its gradient scattered, once.
+        # All tasks at once: the head is gathered, and its gradient scattered, once.
         total, (loss, correct, weight) = total_and_rows(
             flatten_groups(hidden),
             flatten_groups(jnp.concatenate(labels, axis=1)),
             self.llm.head,
             chunk=self.config.loss_chunk,
         )
-        terms: dict[str, Weighted] = {"lm": (total, weight.sum())}
         watch: dict[str, Weighted] = {}
         counts = [x.shape[1] for x in labels]
         parts = [split_rows(x.reshape(hidden.shape[:2]), counts) for x in (loss, correct, weight)]
         for task, *sums in zip(tasks, *parts, strict=True):
             mine, right, number = (x.sum() for x in sums)
             watch[f"{task}/lm"], watch[f"{task}/accuracy"] = (mine, number), (right, number)
-        for name in sorted({name for task in tasks for name in batch[task].targets}):
-            terms |= self.decoder_losses(name, rows, batch, key=key)
-        return terms, watch
+        return dict(zip(tasks, split_rows(hidden, counts), strict=True)), (total, weight.sum()), watch
 
     def decoder_losses(
         self, decoder: str, hidden: Mapping[str, jax.Array], batch: Batch, *, key: jax.Array | None = None

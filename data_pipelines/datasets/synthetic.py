@@ -114,6 +114,7 @@ def load(
     decoder_size: int = 224,
     counts: QueryCounts = QueryCounts(),  # noqa: B008 (frozen)
     form: str = "mixed",
+    names: int = 17,
     novel: bool = False,
 ) -> SyntheticSource:
     """Makes the source of one task.
@@ -131,6 +132,7 @@ def load(
       decoder_size: shorter side of the decoder's picture, in pixels.
       counts: queries of a link; must be those of the model.
       form: "box", "mask" or "mixed": how regions are marked.
+      names: most classes or keypoints that one question asks for.
       novel: things that are held out have pairs of kind and colour that are never in training. For levels
         with one thing; more of them are all novel too rarely.
 
@@ -152,6 +154,6 @@ def load(
                 field=field,
                 remedy=f"use one of {', '.join(known)}",
             )
-    settings = Settings(tuple(questions), turns, decoder_size, counts, form)
+    settings = Settings(tuple(questions), turns, decoder_size, counts, form, names)
     tiling = Tiling(image_mode, tile_size, max_tiles)
     return SyntheticSource(task, level, length, tiling, seed, split, settings, novel)

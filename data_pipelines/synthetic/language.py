@@ -28,6 +28,7 @@ class Settings:
       decoder_size: shorter side of the picture a decoder sees, in pixels.
       counts: queries of a link, as in the model.
       form: "box", "mask" or "mixed": how a region is marked.
+      names: most classes, or keypoints, that one question asks for; classes that are there count too.
     """
 
     questions: tuple[str, ...]
@@ -35,6 +36,7 @@ class Settings:
     decoder_size: int
     counts: QueryCounts
     form: str = "mixed"
+    names: int = 17
 
 
 @dataclasses.dataclass(frozen=True)

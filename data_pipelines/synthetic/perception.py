@@ -33,7 +33,7 @@ def detect(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Se
     """Boxes and masks of all things of the classes asked for; some of those are not there."""
     seen = _seen(scene, view, settings)
     kinds = np.array([thing.kind for thing in scene.things])
-    classes = _classes(set(kinds), rng)
+    classes = _classes(set(kinds), rng, settings.names)
     targets = _objects(seen, seen.masks, np.array([classes.index(kind) for kind in kinds]))
     return _built("det", rng, settings, [", ".join(classes)], [(classes, "det")], targets)
 
@@ -56,20 +56,21 @@ def segment(scene: Scene, view: Rendering, rng: np.random.Generator, settings: S
     seen = _seen(scene, view, settings)
     kinds = np.array([thing.kind for thing in scene.things])
     present = sorted(set(kinds))
-    classes = _classes(set(kinds), rng)
+    classes = _classes(set(kinds), rng, settings.names)
     masks = np.stack([seen.masks[kinds == kind].any(0) for kind in present])
     targets = _objects(seen, masks, np.array([classes.index(kind) for kind in present]))
     return _built("seg", rng, settings, [", ".join(classes)], [(classes, "seg")], targets)
 
 
 def pose(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Settings) -> Built | None:
-    """Boxes and keypoints of people: all 17 keypoints or a random part of them, shuffled."""
+    """Boxes and keypoints of people: as many keypoints as may be asked for, or fewer, shuffled."""
     people = [i for i, thing in enumerate(scene.things) if thing.kind == "person"]
     seen = _seen(scene, view, settings)
     people = [i for i in people if seen.masks[i].any()]
     if not people:
         return None
-    count = len(KEYPOINTS) if rng.random() < 0.5 else int(rng.integers(1, len(KEYPOINTS) + 1))
+    most = min(len(KEYPOINTS), settings.names)
+    count = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
     order = rng.permutation(len(KEYPOINTS))[:count]
     names = [KEYPOINTS[i] for i in order]
     points, visibility = zip(*(keypoints(scene, i, seen) for i in people), strict=True)
@@ -88,13 +89,15 @@ def _seen(scene: Scene, view: Rendering, settings: Settings) -> Rendering:
     return view if same else render(scene, settings.decoder_size)
 
 
-def _classes(present: set[str], rng: np.random.Generator) -> list[str]:
-    """Class names to ask for, shuffled: half the time all, else what is there and some that are not."""
+def _classes(present: set[str], rng: np.random.Generator, most: int) -> list[str]:
+    """Class names to ask for, shuffled: those that are there, others up to `most` half the time, else fewer."""
     absent = [kind for kind in KINDS if kind not in present]
-    if rng.random() < 0.5:
+    room, fill_up = max(0, min(len(absent), most - len(present))), rng.random() < 0.5
+    if fill_up and room == len(absent):
         chosen = [*present, *absent]
     else:
-        chosen = [*present, *rng.permutation(absent)[: int(rng.integers(0, len(absent) + 1))]]
+        others = rng.permutation(absent)
+        chosen = [*present, *others[: room if fill_up else int(rng.integers(0, room + 1))]]
     return [str(kind) for kind in rng.permutation(sorted(chosen))]
 
 

@@ -28,7 +28,7 @@ COLOURS = {
 BACKGROUNDS = ((176, 184, 178), (168, 176, 190), (188, 180, 168), (160, 172, 168))
 WORDS = ("stop", "open", "exit", "taxi", "cafe", "bus", "shop", "sale")
 RADIUS = {"small": 0.10, "large": 0.19, "huge": 0.38}  # of a shape or a sign (half its width)
-PERSON_RADIUS = {"small": 0.17, "large": 0.25}  # half of a person's height
+PERSON_RADIUS = {"small": 0.17, "large": 0.25, "huge": 0.4}  # half of a person's height
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,11 @@ LEVELS = {
     "easy": Level(grid=2),
     "medium": Level(shapes=(1, 4)),
     "crowded": Level(shapes=(3, 7), distinct=False),
+    "bold": Level(shapes=(1, 4), sizes=("large",)),
+    "bolder": Level(shapes=(2, 4), sizes=("large",), distinct=False),
     "full": Level((1, 5), (0, 2), (0, 1), distinct=False, overlap=0.3, aspects=(0.75, 1.0, 1.5)),
     "person": Level((0, 1), (1, 1), sizes=("large",)),
+    "portrait": Level((0, 0), (1, 1), sizes=("huge",)),
     "people": Level((0, 2), (1, 3), overlap=0.2, aspects=(0.75, 1.0, 1.5)),
 }
 
