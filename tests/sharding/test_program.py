@@ -76,6 +76,29 @@ def test_convolutions_leave_out_the_border(stride, pad):
     assert flops == 2 * 2 * seen**2 * 3 * 5
 
 
+PREFETCH = """HloModule m
+
+%copied (x: f32[8,128]) -> f32[2,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  ROOT %part = f32[2,128]{1,0:S(1)} slice(%x), slice={[2:4], [0:128]}
+}
+
+ENTRY %main (x: f32[8,128]) -> f32[2,128] {
+  %x.1 = f32[8,128]{1,0} parameter(0)
+  %start = ((f32[8,128]{1,0}), f32[2,128]{1,0:S(1)}, s32[]{:S(2)}) async-start(%x.1), calls=%copied
+  ROOT %done = f32[2,128]{1,0:S(1)} async-done(%start)
+}
+"""
+
+
+def test_a_slice_that_is_brought_to_the_chip_reads_itself():
+    """As libtpu prints it: the whole array stands in the result of `async-start`."""
+    (one,), _ = work(parse(PREFETCH))
+    assert one.bytes == 2 * 128 * 4 and one.beside
+    (one,), _ = work(parse(PREFETCH.replace("S(1)", "S(0)")))
+    assert one.bytes == 2 * 2 * 128 * 4  # read and written
+
+
 def test_collectives_by_kind_and_axes():
     mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 

@@ -184,6 +184,8 @@ def memory_traffic(instruction: Instruction, computation: Computation, program: 
     if opcode == "fusion":
         body = program.computations[program.called(instruction)[0]]
         return _fusion_traffic(inputs, body)
+    if opcode == "async-start":
+        return _async_traffic(instruction, inputs, program)
     outputs = instruction.leaves[:1] if opcode.endswith("-start") else instruction.leaves
     if opcode == "dynamic-update-slice":  # in place: only what changes is read and written
         return 2.0 * _main(inputs[1])
@@ -191,6 +193,18 @@ def memory_traffic(instruction: Instruction, computation: Computation, program: 
         return 2.0 * sum(leaf.size for leaf in outputs if not leaf.space)
     written = sum(leaf.size for leaf in outputs if not leaf.space)
     return float(written + sum(_main(source) for source in inputs))
+
+
+def _async_traffic(instruction: Instruction, inputs: Sequence[Instruction], program: Program) -> float:
+    """An instruction that runs beside others: its result holds the inputs, the output, then the context.
+
+    Weights come to the chip in slices, each of which reads its part only.
+    """
+    output = instruction.leaves[sum(len(source.leaves) for source in inputs)]
+    body = program.computations[program.called(instruction)[0]]
+    sliced = any(inner.opcode in ("slice", "dynamic-slice") for inner in body.values() if inner.root)
+    read = min(output.size, _main(inputs[0])) if sliced else sum(map(_main, inputs))
+    return float(read + (0 if output.space else output.size))
 
 
 def _main(instruction: Instruction) -> int:
