@@ -57,6 +57,14 @@ class Work:
 def work(program: Program) -> tuple[list[Work], list[str]]:
     """Everything that computes or moves memory, and the loops whose turns are not known (counted once)."""
     alone, unknown = program.executions()
+    # What runs beside others is a computation of its own, whose traffic its start already counts.
+    started = {
+        called
+        for name in alone
+        for instruction in program.computations[name].values()
+        if instruction.opcode == "async-start"
+        for called in program.called(instruction)
+    }
     found = []
     for name, times in alone.items():
         computation = program.computations[name]
@@ -65,7 +73,7 @@ def work(program: Program) -> tuple[list[Work], list[str]]:
                 part=part_of(instruction, program),
                 times=times,
                 flops=flops(instruction, computation, program),
-                bytes=memory_traffic(instruction, computation, program),
+                bytes=0.0 if name in started else memory_traffic(instruction, computation, program),
                 beside=instruction.opcode.endswith("-start"),
             )
             if one.flops or one.bytes:
@@ -200,10 +208,13 @@ def _async_traffic(instruction: Instruction, inputs: Sequence[Instruction], prog
 
     Weights come to the chip in slices, each of which reads its part only.
     """
-    output = instruction.leaves[sum(len(source.leaves) for source in inputs)]
     body = program.computations[program.called(instruction)[0]]
-    sliced = any(inner.opcode in ("slice", "dynamic-slice") for inner in body.values() if inner.root)
-    read = min(output.size, _main(inputs[0])) if sliced else sum(map(_main, inputs))
+    (kind,) = (inner.opcode for inner in body.values() if inner.root)
+    if kind.startswith(_COLLECTIVE):
+        return 0.0
+    output = instruction.leaves[sum(len(source.leaves) for source in inputs)]
+    cut = kind in ("slice", "dynamic-slice")
+    read = min(output.size, _main(inputs[0])) if cut else sum(map(_main, inputs))
     return float(read + (0 if output.space else output.size))
 
 
