@@ -10,8 +10,8 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 # libtpu allows one process at a time; two test workers compile for a topology, neither owns a TPU.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 # Tests compile far longer than they run: without LLVM's optimisations the tiny model's initialisation
-# compiles in 4 s instead of 25, its train step in 7 instead of 27. The fusion emitters of XLA (jax 0.10.2) make
-# a module of LLVM for every fusion: without them a painter's gradient compiles in 10 s instead of 17 to 25.
+# compiles in 4 s instead of 25, its train step in 7 instead of 27. XLA's fusion emitters (jax 0.10.2) make a
+# module of LLVM for every fusion: without them a painter's gradient compiles in 10 s instead of 17 to 25.
 DEVICES = "--xla_force_host_platform_device_count"
 os.environ["XLA_FLAGS"] = (
     f"{DEVICES}=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"

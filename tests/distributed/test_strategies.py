@@ -9,8 +9,13 @@ from launch.build import build_run
 from tests.distributed.tiny import one_step, tiny_config
 from vllm2_jax.sharding.strategies import STRATEGIES
 
+# The slow ones are in tests/train/test_step.py too, on a model that compiles at once.
 OTHERS = [
-    *({"sharding.strategy": name} for name in STRATEGIES if name != "single"),
+    *(
+        pytest.param({"sharding.strategy": name}, marks=pytest.mark.slow)
+        for name in STRATEGIES
+        if name != "single"
+    ),
     {"sharding.strategy": "single", "step.schedule": "by_task"},
     {"sharding.strategy": "fsdp", "step.accumulate": 2, "sharding.devices": "cpu:4"},
     {"sharding.strategy": "fsdp_tp", "loss_chunk": 32},

@@ -9,17 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.decoders.diffusion.tiny import links, make, painter, targets
+from tests.decoders.diffusion.tiny import links, make, targets
 from tests.weights import randomized
 from vllm2_jax.decoders.diffusion.config import EDIT
-from vllm2_jax.decoders.diffusion.targets import Request
 from vllm2_jax.decoders.diffusion.unet import UNet
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.nn.rngs import Rngs
-from vllm2_jax.sharding.collectives import collectives
 from vllm2_jax.sharding.mesh import abstract_mesh, make_mesh
 from vllm2_jax.sharding.partition import batch_sharding, placements, shardings
-from vllm2_jax.sharding.program import parse
 from vllm2_jax.sharding.strategies import STRATEGIES
 
 ROWS = 8
@@ -89,21 +86,3 @@ def test_every_parameter_has_names():
         placed = placements(model, mesh, STRATEGIES["fsdp_tp"].rules)
         unnamed = [leaf.path for leaf in placed if "kernel" in leaf.path and not any(leaf.axes)]
         assert unnamed == ["vae/post_quant/kernel", "vae/quant/kernel"]  # 8 x 8 and 4 x 4
-
-
-@pytest.mark.parametrize("edits", [False, True], ids=["generation", "editing"])
-def test_devices_paint_without_talking_to_each_other(edits):
-    """Guidance doubles or triples the rows of the UNet, each where it is."""
-    strategy = STRATEGIES["dp"]
-    mesh = make_mesh(strategy)
-    rows = targets(ROWS, edits=edits)
-    request = Request(seed=jnp.arange(ROWS), input=rows.get("input"))
-
-    def predict(painter, links, request):
-        return painter.predict(links, request, key=jax.random.key(0))
-
-    with jax.set_mesh(mesh), axis_rules(strategy.activation_rules):
-        whole = jax.device_put(painter(edits), jax.NamedSharding(mesh, jax.P()))
-        placed = jax.device_put((links(ROWS), request), batch_sharding(mesh, strategy.rules))
-        text = jax.jit(predict).lower(whole, *placed).compile().as_text()
-    assert collectives(parse(text), dict(mesh.shape)) == []
