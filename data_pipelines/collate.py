@@ -65,8 +65,6 @@ class TaskShape:
 
     Attributes:
       rows: r, rows in a group.
-      length: L, columns of its rows; 0 for those of `CollateSpec`. Tasks of one length share a pass through
-        the language model.
       decoder: the decoder that reads the links, or None.
       tiles: tiles a row has room for.
       regions: regions a row has room for.
@@ -75,10 +73,11 @@ class TaskShape:
       pack: put several language-only examples into one row.
       capacities: what the decoder's own collate function needs, for example {"objects": 100}.
       strict: see `CollateSpec`, from where the mixture copies it.
+      length: L, columns of its rows; 0 for those of `CollateSpec`. Tasks of one length share a pass through
+        the language model.
     """
 
     rows: int
-    length: int = 0
     decoder: str | None = None
     tiles: int = 0
     regions: int = 0
@@ -86,6 +85,7 @@ class TaskShape:
     pack: bool = False
     capacities: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     strict: bool = True
+    length: int = 0
 
     def __post_init__(self):
         unknown = set(self.links) - set(_LINKS)
