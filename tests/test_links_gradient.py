@@ -11,6 +11,7 @@ from flax import nnx
 
 from launch.build import build_run, make_model
 from tests.decoders.grounding_dino.tiny import perception_batch, perception_config
+from tests.weights import randomized
 from vllm2_jax import links
 from vllm2_jax.batch import flatten_groups, mean
 from vllm2_jax.nn.paths import flatten_paths
@@ -20,13 +21,21 @@ TASKS = {"det": "det", "grd": "grd", "seg": "seg"}  # task -> the special token 
 
 @pytest.fixture(scope="module")
 def run():
-    return build_run(perception_config(**{"sharding.strategy": "single"}))
+    return build_run(
+        perception_config(
+            **{"sharding.strategy": "single", "model.decoders.grounding_dino.decoder_layers": 1}
+        )
+    )
+
+
+def model(run):
+    return randomized(lambda: make_model(run.model, 0), std=0.1)
 
 
 @pytest.fixture(scope="module")
 def trained(run):
     """All loss terms, and the gradient of the decoder's alone by path: all tasks call it at once."""
-    graph, params = nnx.split(make_model(run.model, 0))
+    graph, params = nnx.split(model(run))
     batch = jax.tree.map(lambda x: jnp.asarray(x[:2]), perception_batch())
 
     @jax.jit
@@ -77,7 +86,7 @@ def test_all_tasks_share_the_normaliser(trained):
 def test_a_row_without_links_asks_for_nothing(run):
     """Its states are those of some other column and must not matter, to it or to its neighbours."""
     batch = jax.tree.map(lambda x: np.array(x[:2]), perception_batch())["det"]
-    decoder = make_model(run.model, 0).decoders["grounding_dino"]
+    decoder = model(run).decoders["grounding_dino"]
     hidden = np.random.default_rng(0).normal(size=(2, 1, 160, run.model.llm.width)).astype(np.float32)
     batch.link_valid[1] = False
     batch.targets["grounding_dino"]["valid"][1] = False

@@ -29,8 +29,9 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
 def vae_cases(vae: VAE, data: dict[str, np.ndarray], *, decodes: bool) -> Iterator[Case]:
     """A picture whose sides are no multiple of 4, and random latents (the committed part has no decoder)."""
     image = nhwc(data["image"])
-    yield "vae encoder", nchw(vae.encoder(image)), data["encoder_out"]
-    mean, logvar = np.split(nchw(vae.encode(image)), 2, axis=1)
+    encoded, moments = jax.jit(lambda vae, image: (vae.encoder(image), vae.encode(image)))(vae, image)
+    yield "vae encoder", nchw(encoded), data["encoder_out"]
+    mean, logvar = np.split(nchw(moments), 2, axis=1)
     yield "vae mean", mean, data["mean"]
     yield "vae log variance", logvar, data["logvar"]
     if decodes:
@@ -40,9 +41,11 @@ def vae_cases(vae: VAE, data: dict[str, np.ndarray], *, decodes: bool) -> Iterat
 def text_cases(text: CLIPText, data: dict[str, np.ndarray]) -> Iterator[Case]:
     """Captions of any length, an empty one and one that was cut."""
     ids = jnp.asarray(data["input_ids"].astype(np.int32))
-    for i, state in enumerate(text.hidden_states(ids, tuple(range(text.config.depth + 1)))):
+    layers = tuple(range(text.config.depth + 1))
+    states, last = jax.jit(lambda text, ids: (text.hidden_states(ids, layers), text(ids)))(text, ids)
+    for i, state in enumerate(states):
         yield f"text hidden state {i}", np.asarray(state), data[f"hidden_{i}"]
-    yield "text states", np.asarray(text(ids)), data["last_hidden_state"]
+    yield "text states", np.asarray(last), data["last_hidden_state"]
     empty = [i for i, caption in enumerate(data["captions"]) if not str(caption).strip()]
     for i in empty:
         yield "text of the empty caption", np.array(text.config.empty), data["input_ids"][i]
@@ -54,20 +57,36 @@ def mapper_cases(mapper: Mapper, data: dict[str, np.ndarray], sizes: dict) -> It
     yield "mapper which columns", found, data["trigger_index"]
     width = sizes["num_embed_tokens"]
     states = np.stack([data["hidden_states"][i, at + 1 : at + 1 + width] for i, at in found])
-    projected = mapper.project(jnp.asarray(states))
+
+    @jax.jit
+    def run(mapper, states):
+        projected = mapper.project(states)
+        return projected, mapper.encode(projected), mapper(states)
+
+    projected, memory, text = run(mapper, jnp.asarray(states))
     yield "mapper projection", np.asarray(projected), data["emb_proj"]
-    yield "mapper memory", np.asarray(mapper.encode(projected)), data["encoder_memory"]
-    yield "mapper text states", np.asarray(mapper(jnp.asarray(states))), data["mapping_feature"]
+    yield "mapper memory", np.asarray(memory), data["encoder_memory"]
+    yield "mapper text states", np.asarray(text), data["mapping_feature"]
 
 
 def probe_cases(painter, data: dict[str, np.ndarray]) -> Iterator[Case]:
     """Parts by official name, fed numbers of about 2e-3."""
+    given = {key: nhwc(value) for key, value in data.items() if ":in_" in key}
+    found = jax.jit(probe)(painter, given)
+    recorded = {key.removesuffix(":out") for key in data if key.endswith(":out")}
+    assert recorded == set(found), recorded ^ set(found)
+    for name, out in found.items():
+        yield f"small inputs, {name}", nchw(out), data[f"{name}:out"]
+
+
+def probe(painter, inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Outputs by official name; inputs are "<name>:in_<argument>"."""
     unet, vae, text, mapper = painter.unet, painter.vae, painter.text, painter.mapper
     attention = unet.down[0].transformers[0]
     first = unstack(text.blocks)[0]
 
     def given(name: str, key: str = "x") -> jax.Array:
-        return nhwc(data[f"{name}:in_{key}"])
+        return inputs[f"{name}:in_{key}"]
 
     parts = {
         "unet.down_blocks.0.attentions.0": lambda n: attention(given(n), given(n, "c")),
@@ -87,7 +106,4 @@ def probe_cases(painter, data: dict[str, np.ndarray]) -> Iterator[Case]:
         "mapper.encoder": lambda n: mapper.encode(given(n)),
         "mapper.decoder": lambda n: mapper.decode(given(n), given(n, "mem")),
     }
-    recorded = {key.removesuffix(":out") for key in data if key.endswith(":out")}
-    assert recorded == set(parts), recorded ^ set(parts)
-    for name, run in parts.items():
-        yield f"small inputs, {name}", nchw(run(name)), data[f"{name}:out"]
+    return {name: run(name) for name, run in parts.items()}

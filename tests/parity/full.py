@@ -19,6 +19,7 @@ from tests.parity.model import build, config_for, inputs_for, link_rows
 from vllm2_jax import links
 from vllm2_jax.batch import TaskRows, flatten_groups
 from vllm2_jax.convert import visionllmv2
+from vllm2_jax.model import VisionLLMv2
 
 NAMES = (
     "full_pad_det",
@@ -51,7 +52,7 @@ def _one(folder: pathlib.Path, name: str, data: dict[str, np.ndarray]) -> Iterat
     inputs = jax.tree.map(jnp.asarray, inputs_for(data, config, ids))
     valid = data["in/attention_mask"].astype(bool)
 
-    images, regions = model.see(inputs)
+    images, regions = jax.jit(VisionLLMv2.see)(model, inputs)
     yield "image tokens", np.asarray(images).reshape(data["image_embeds"].shape), data["image_embeds"]
     if inputs.masks.shape[1]:
         if "sample_points_rc" in data:
@@ -62,13 +63,16 @@ def _one(folder: pathlib.Path, name: str, data: dict[str, np.ndarray]) -> Iterat
     embedded = links.embed(inputs, text, images, regions, model.queries.table(text.dtype))
     if "llm_inputs_embeds" in data:
         yield "language model input", np.asarray(embedded)[0][valid], data["llm_inputs_embeds"][valid]
-    hidden = model.llm(
-        flatten_groups(embedded),
-        positions=flatten_groups(inputs.positions),
-        segments=flatten_groups(inputs.segments),
-    )
+
+    @jax.jit
+    def read(llm, embedded):
+        positions, segments = flatten_groups(inputs.positions), flatten_groups(inputs.segments)
+        hidden = llm(flatten_groups(embedded), positions=positions, segments=segments)
+        return hidden, llm.logits(hidden)
+
+    hidden, logits = read(model.llm, embedded)
+    logits = np.asarray(logits)
     yield "hidden states", np.asarray(hidden)[valid], data["last_hidden_state"][valid]
-    logits = np.asarray(model.llm.logits(hidden))
     tail = data.get("logits_tail", data.get("logits"))
     keep = valid[:, -tail.shape[1] :]
     yield "logits", logits[:, -tail.shape[1] :][keep], tail[keep]
@@ -92,7 +96,7 @@ def _one(folder: pathlib.Path, name: str, data: dict[str, np.ndarray]) -> Iterat
         means = {term: value / jnp.maximum(weight, 1) for term, (value, weight) in terms.items()}
         return sum(means.values()), means["lm"]
 
-    (loss, lm), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    (loss, lm), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
     yield "language model loss", np.asarray(lm), data["lm_loss"]
     if rows is not None:
         yield "total loss", np.asarray(loss), data["loss"]

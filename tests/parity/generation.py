@@ -16,6 +16,7 @@ from tests.parity import Case, goldens
 from tests.parity.model import build, config_for, inputs_for
 from vllm2_jax.batch import flatten_groups
 from vllm2_jax.llm.generate import generate
+from vllm2_jax.llm.llama import Llama
 from vllm2_jax.llm.sampling import Sampler
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.tokens import LINKS, SPECIAL_TOKENS, SpecialIds
@@ -48,7 +49,7 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
         config, tensors = config_for(folder, name)
         model = build(config, tensors)
         inputs = jax.tree.map(jnp.asarray, inputs_for(data, config, sizes["token_ids"]))
-        prompt = flatten_groups(model.embed(inputs))
+        prompt = jax.jit(lambda model, inputs: flatten_groups(model.embed(inputs)))(model, inputs)
         yield f"{name} prompt", np.asarray(prompt), data["first_step_embeds"]
         ids = special_ids(sizes)
         for part in (_loop, _calls):
@@ -94,7 +95,9 @@ def _calls(
     positions = jnp.arange(columns)[None]
     start = prompt.shape[1]
     ones = jnp.ones(prompt.shape[:2], jnp.int32)
-    hidden, caches = llm.prefill(prompt, positions=positions[:, :start], segments=ones, columns=columns)
+    prefill = jax.jit(Llama.prefill, static_argnames="columns")
+    hidden, caches = prefill(llm, prompt, positions=positions[:, :start], segments=ones, columns=columns)
+    step, score = jax.jit(Llama.step), jax.jit(Llama.logits)
     banks = {getattr(ids, link.token): link.bank for link in LINKS}
     for call in range(int(data["n_steps"])):
         if call:
@@ -105,7 +108,8 @@ def _calls(
                 x = jnp.concatenate([x, queries[None, offset : offset + counts.of(banks[token])]], axis=1)
             stop = start + x.shape[1]
             visible = jnp.arange(columns) <= jnp.arange(start, stop)[:, None]
-            hidden, caches = llm.step(
+            hidden, caches = step(
+                llm,
                 x,
                 positions=positions[:, start:stop],
                 caches=caches,
@@ -115,7 +119,7 @@ def _calls(
             start = stop
         tail = data[f"hidden_{call}"].shape[1]
         yield f"call {call} hidden states", np.asarray(hidden)[:, -tail:], data[f"hidden_{call}"]
-        logits = np.asarray(llm.logits(hidden))
+        logits = np.asarray(score(llm, hidden))
         yield f"call {call} logits", logits[:, -tail:], data[f"logits_{call}"]
     yield "cached keys", np.asarray(caches[1].k), data["final_cache_layer1_key"]
     yield "cached values", np.asarray(caches[1].v), data["final_cache_layer1_value"]

@@ -31,9 +31,10 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
     inputs = jax.tree.map(jnp.asarray, inputs_for(data, config, sizes["token_ids"]))
     valid = data["in/attention_mask"].astype(bool)
 
-    embedded = flatten_groups(model.embed(inputs))
+    embedded = jax.jit(lambda model: flatten_groups(model.embed(inputs)))(model)
     yield "language model input", np.asarray(embedded)[valid], data["llm_inputs_embeds"][valid]
 
+    @jax.jit
     def hidden(llm: Llama, x: jax.Array) -> jax.Array:
         positions, segments = flatten_groups(inputs.positions), flatten_groups(inputs.segments)
         return llm(x, positions=positions, segments=segments)
@@ -54,7 +55,7 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
         (total, weight), _ = cross_entropy(states, labels, model.llm.head)
         return total / weight
 
-    value, gradient = jax.value_and_grad(loss)(params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     yield "language model loss", np.asarray(value), data["lm_loss"]
     named = visionllmv2.export(gradient, config)
     for key in data:

@@ -3,6 +3,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from flax import nnx
 
 from launch.build import build_run, make_model
@@ -16,12 +17,16 @@ from vllm2_jax.sharding.partition import batch_sharding
 from vllm2_jax.sharding.program import parse
 
 
-def test_grounding_adds_no_collective_to_routing():
-    run = build_run(perception_config(**{"sharding.strategy": "dp"}))
+@pytest.mark.parametrize(
+    "names", [("det",), pytest.param(("det", "grd", "seg"), marks=pytest.mark.slow)], ids=str
+)
+def test_grounding_adds_no_collective_to_routing(names):
+    layers = {"model.decoders.grounding_dino.decoder_layers": 1}
+    run = build_run(perception_config(**{"sharding.strategy": "dp"}, **layers))
     sharding = batch_sharding(run.mesh, run.strategy.rules)
     model = jax.eval_shape(lambda: make_model(run.model, 0)).decoders["grounding_dino"]
     graph, params = nnx.split(model)
-    tasks = abstract(perception_batch(), sharding)
+    tasks = abstract({name: perception_batch()[name] for name in names}, sharding)
     hidden = {
         task: jax.ShapeDtypeStruct((8, 1, 160, run.model.llm.width), jnp.float32, sharding=sharding)
         for task in tasks
