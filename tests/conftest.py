@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight virtual CPU devices for every test; compiled fast; must be set before jax is imported."""
 
+import gc
 import os
 import resource
 
@@ -19,6 +20,11 @@ os.environ["XLA_FLAGS"] = (
 
 import jax  # noqa: E402 (reads the environment above)
 import pytest  # noqa: E402
+
+# Tracing makes many objects that live: Python's collector looks through all of them again and again, for a
+# sixth of the time of the decoders' tests.
+gc.freeze()
+gc.set_threshold(100_000, 10, 10)
 
 _MEMORY = 3 * 2**30  # bytes
 
