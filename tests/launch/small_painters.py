@@ -71,5 +71,7 @@ def config() -> ml_collections.ConfigDict:
         made.data.mixture = {name: {"rows": 1, **task} for name, task in tasks("train").items()}
         heldout = {name: {"metrics": METRICS[name], **task} for name, task in tasks("heldout").items()}
         made.eval.tasks = ml_collections.ConfigDict(heldout)
-        made.optimizer.groups = ((r"/(vae|text)/", None), (r".", 1.0))
+        # The less is trained, the less is compiled: what generation freezes, and most of the rest.
+        frozen = r"/(vae|text)/|stable_diffusion/unet/|^(vision|bridge|regions)/|^llm/(layers|embed|head)"
+        made.optimizer.groups = ((frozen, None), (r".", 1.0))
     return made

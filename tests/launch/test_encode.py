@@ -17,9 +17,9 @@ from data_pipelines.errors import DataError
 from launch import build
 from launch.encode import encode_dataset
 from tests.launch.small_painters import config
+from tests.weights import randomized
 from vllm2_jax.tokens import QueryCounts
 from vllm2_jax.train.checkpoint import save_weights
-from vllm2_jax.train.state import random_model
 
 FIELDS = {"input_field": "image", "instruction_field": "caption", "output_field": "other"}
 COUNTS = QueryCounts(generation=5)
@@ -48,7 +48,7 @@ def setting(tmp_path_factory):
         made.init.weights = str(folder / "weights")
         for task, datasets in options.items():
             made.data.mixture[task].datasets = ml_collections.ConfigDict(datasets)
-    model = random_model(build.build_run(made).plan)
+    model = randomized(build.build_run(made).plan.make_model, std=0.1)
     save_weights(folder / "weights", model)
     return made, model, folder, str(file)
 

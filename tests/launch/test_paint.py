@@ -5,8 +5,10 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import stage3_paint_7b
 from launch import build
@@ -16,10 +18,12 @@ from launch.heldout import Heldout, check_metrics
 from launch.paint import Wish, paint
 from launch.report import write_report
 from tests.launch.small_painters import config
+from tests.weights import randomized
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.sharding.partition import global_batch
 from vllm2_jax.train.optimizer import multipliers
-from vllm2_jax.train.state import create
+from vllm2_jax.train.optimizer import trained as is_trained
+from vllm2_jax.train.state import TrainState
 
 
 @functools.cache
@@ -31,8 +35,12 @@ def run():
 def trained():
     """The state after one step, its metrics, and the state before."""
     made, batch = run(), next(build.data_iterator(config(), run()))["batch"]
-    before = create(made.plan)
+    # `create` compiles for a minute to draw what numpy draws at once.
+    model = randomized(made.plan.make_model, std=0.1)
+    _, params, frozen = nnx.split(model, is_trained(made.plan.groups), ...)
+    before = TrainState(jnp.zeros((), jnp.int32), params, frozen, jax.jit(made.plan.tx.init)(params))
     kept = jax.device_get(before)
+    before = jax.device_put(before, made.plan.shardings)
     with jax.set_mesh(made.mesh), axis_rules(made.strategy.activation_rules):
         step = jax.jit(made.train_step, out_shardings=(made.plan.shardings, None))
         after, metrics = step(before, global_batch(made.mesh, made.strategy.rules, batch))

@@ -20,9 +20,9 @@ from launch.report import write_report
 from launch.sights import First, look, read_sights
 from launch.truth import classes_of, objects_of
 from tests.launch import small_decoders
+from tests.weights import randomized
 from vllm2_jax.evals import EVALS
 from vllm2_jax.evals.objects import decode
-from vllm2_jax.train.state import random_model
 
 SQUARE = 96
 
@@ -122,7 +122,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def model(run):
-    return random_model(run.plan)
+    return randomized(run.plan.make_model, std=0.1)
 
 
 @pytest.fixture(scope="module")
