@@ -243,7 +243,9 @@ def command(arguments: list[str]) -> str:
             skip = not skip and not equals
             continue
         kept.append(argument)
-    return shlex.join(["python", "-m", "launch.compile", *kept])
+    options = os.environ.get("LIBTPU_INIT_ARGS", "")  # of the TPU compiler
+    before = [f"LIBTPU_INIT_ARGS={shlex.quote(options)}"] if options else []
+    return " ".join([*before, shlex.join(["python", "-m", "launch.compile", *kept])])
 
 
 def choose_tasks(config: ml_collections.ConfigDict, tasks: list[str]) -> None:

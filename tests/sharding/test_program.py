@@ -99,6 +99,36 @@ def test_a_slice_that_is_brought_to_the_chip_reads_itself():
     assert one.bytes == 2 * 2 * 128 * 4  # read and written
 
 
+SCATTER = """HloModule m
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%fused (x: f32[4096,8], i: s32[16], u: f32[16,8]) -> f32[4096,8] {
+  %x = f32[4096,8]{1,0} parameter(0)
+  %i = s32[16]{0} parameter(1)
+  %u = f32[16,8]{1,0} parameter(2)
+  ROOT %s = f32[4096,8]{1,0} scatter(%x, %i, %u), to_apply=%add
+}
+
+ENTRY %main (x: f32[4096,8], i: s32[16], u: f32[16,8]) -> f32[4096,8] {
+  %x.1 = f32[4096,8]{1,0} parameter(0)
+  %i.1 = s32[16]{0} parameter(1)
+  %u.1 = f32[16,8]{1,0} parameter(2)
+  ROOT %f = f32[4096,8]{1,0} fusion(%x.1, %i.1, %u.1), kind=kCustom, calls=%fused
+}
+"""
+
+
+def test_a_scatter_touches_what_it_adds_to():
+    (one,), _ = work(parse(SCATTER))
+    updates, index = 16 * 8 * 4, 16 * 4
+    assert one.bytes == updates + index + 2 * updates  # both read, the rows of the table read and written
+
+
 def test_collectives_by_kind_and_axes():
     mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 

@@ -30,6 +30,9 @@ _FREE = {
 }
 _COLLECTIVE = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
+# Instructions that change a part of their first operand where it lies -> the operand that says with what.
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
+
 # Splash attention: matrix products of a kernel for each pair of a query block and a key block. Forward:
 # scores, values. The backward pass computes the scores again in both of its kernels.
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
@@ -195,8 +198,8 @@ def memory_traffic(instruction: Instruction, computation: Computation, program: 
     if opcode == "async-start":
         return _async_traffic(instruction, inputs, program)
     outputs = instruction.leaves[:1] if opcode.endswith("-start") else instruction.leaves
-    if opcode == "dynamic-update-slice":  # in place: only what changes is read and written
-        return 2.0 * _main(inputs[1])
+    if opcode in _IN_PLACE:
+        return 2.0 * _main(inputs[_IN_PLACE[opcode]])
     if opcode in ("dynamic-slice", "gather", "slice"):
         return 2.0 * sum(leaf.size for leaf in outputs if not leaf.space)
     written = sum(leaf.size for leaf in outputs if not leaf.space)
@@ -251,7 +254,7 @@ def _read(instruction: Instruction, users: dict[str, list[Instruction]]) -> floa
             read += sum(leaf.size for leaf in user.leaves)
         elif user.opcode == "bitcast":
             read += _read(user, users)
-        elif (user.opcode == "dynamic-update-slice" and first) or _passes(user):
+        elif (user.opcode in _IN_PLACE and first) or _passes(user):
             continue
         else:
             return float(whole)
@@ -269,6 +272,7 @@ def _written(root: Instruction, size: int, body: Computation) -> float:
         root = body[root.operands[0]]
     if root.opcode == "parameter" or _passes(root):
         return 0.0
-    if root.opcode == "dynamic-update-slice":
-        return float(sum(leaf.size for leaf in body[root.operands[1]].leaves))
+    if root.opcode in _IN_PLACE:
+        changed = sum(leaf.size for leaf in body[root.operands[_IN_PLACE[root.opcode]]].leaves)
+        return float(2 * changed if root.opcode == "scatter" else changed)  # a scatter adds to what was there
     return float(size)
