@@ -41,7 +41,7 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
     config.data.tokenizer = ""  # a Hugging Face folder or a sentencepiece file; "": the small one that ships
     config.data.format = "v1"  # conversation: v1 | plain | internlm2_chat
     config.data.groups = 8  # groups of rows in a batch, over all hosts; a multiple of the batch shards
-    config.data.length = 128  # columns of a row
+    config.data.length = 128  # columns of a row, where its task in the mixture does not say `length`
     config.data.truncate = (
         False  # cut rows that are longer at their end; otherwise they are skipped and counted
     )

@@ -26,7 +26,7 @@ _SYNTHETIC = {
 
 
 # What the grounding decoder learns from scenes: objects of classes, what an expression means, class areas.
-# A backbone that starts from nothing learns shapes from how many it sees, hence crowded scenes in training.
+# Things are large, pictures small: a backbone that starts from nothing learns shapes from how many it sees.
 def _perception(level: str) -> dict[str, dict[str, Any]]:
     return {
         task: {
@@ -34,26 +34,26 @@ def _perception(level: str) -> dict[str, dict[str, Any]]:
             "tiles": 1,
             "decoder": "grounding_dino",
             "links": {task: links},
-            "capacities": {"size": 96, "objects": objects},
-            "datasets": {"synthetic": {"task": task, "level": at, "decoder_size": 96}},
+            "capacities": {"size": 64, "objects": objects},
+            "datasets": {"synthetic": {"task": task, "level": at, "decoder_size": 64, "names": links}},
         }
         for task, rows, links, objects, at in (
-            ("det", 8, 8, 7, level),
-            ("grd", 4, 1, 1, "medium"),
-            ("seg", 4, 8, 7, level),
+            ("det", 5, 5, 4, level),
+            ("grd", 4, 1, 1, "bold"),
+            ("seg", 3, 5, 4, level),
         )
     }
 
 
-# What the pose decoder learns from scenes: one person, all keypoints or some.
+# What the pose decoder learns from scenes: the keypoints of one person, up to four in a question.
 _SYNTHETIC_POSE: dict[str, dict[str, Any]] = {
     "pose": {
-        "rows": 8,
+        "rows": 5,
         "tiles": 1,
         "decoder": "unipose",
-        "links": {"det": 1, "pose": 17},
-        "capacities": {"size": 128, "objects": 1},
-        "datasets": {"synthetic": {"task": "pose", "level": "person", "decoder_size": 128}},
+        "links": {"det": 1, "pose": 4},
+        "capacities": {"size": 64, "objects": 1},
+        "datasets": {"synthetic": {"task": "pose", "level": "portrait", "decoder_size": 64, "names": 4}},
     }
 }
 
@@ -94,7 +94,7 @@ def _with(datasets: dict[str, Any], **options: Any) -> dict[str, Any]:
 
 MIXTURES: dict[str, dict[str, Any]] = {
     "synthetic": _SYNTHETIC,
-    "synthetic_perception": _perception("crowded"),
+    "synthetic_perception": _perception("bolder"),
     "detection": DETECTION,
     "grounding": GROUNDING,
     "synthetic_pose": _SYNTHETIC_POSE,
@@ -156,7 +156,7 @@ HELDOUT: dict[str, dict[str, Any]] = {
         }
         for task in ("chat", "caption", "region")
     },
-    "synthetic_perception": _held_out(_perception("medium")),
+    "synthetic_perception": _held_out(_perception("bold")),
     "synthetic_pose": _held_out(_SYNTHETIC_POSE),
     "detection": DETECTION_HELDOUT,
     "grounding": GROUNDING_HELDOUT,

@@ -24,11 +24,12 @@ def get_config() -> ml_collections.ConfigDict:
         config.model.vision.update(width=128, depth=2, mlp=384)
         config.model.vision_layer = -1
         config.model.llm.update(width=128, depth=3, heads=4, kv_heads=4, mlp=384)
+        config.model.queries.perception = 2
         config.model.decoders = {"grounding_dino": TINY_DECODERS["grounding_dino"]}
         config.data.mixture = MIXTURES["synthetic_perception"]
         config.eval.tasks = ml_collections.ConfigDict(HELDOUT["synthetic_perception"])
         config.data.groups = 1
-        config.data.length = 160
+        config.data.length = 144
         config.optimizer.groups = (
             (r"^decoders/", 2.5),  # at 1.0 the backbone takes twice as many steps to tell shapes apart
             (r"^(vision|bridge|regions|llm|queries)/", 1.0),

@@ -15,12 +15,11 @@ from configs.sizes import TINY_DECODERS
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Changes to `configs/perception.py`: another decoder, other scenes, longer rows."""
+    """Changes to `configs/perception.py`: another decoder, other scenes."""
     config = perception.get_config()
     with config.unlocked(), config.ignore_type():
         config.steps = 3000
         config.model.decoders = {"unipose": TINY_DECODERS["unipose"]}
         config.data.mixture = MIXTURES["synthetic_pose"]
         config.eval.tasks = ml_collections.ConfigDict(HELDOUT["synthetic_pose"])
-        config.data.length = 288  # 17 names and links
     return config

@@ -252,6 +252,22 @@ def test_pose_keypoints_are_in_the_order_of_the_links():
     np.testing.assert_allclose(targets["keypoints"][0, 0], nose / (scene.aspect, 1), atol=1e-6)
 
 
+def test_a_question_asks_for_so_many_names():
+    """Classes that are there are always among them; half the questions ask for as many as they may."""
+    for task, level, most in (("det", "bold", 5), ("seg", "bold", 5), ("pose", "portrait", 4)):
+        examples = [
+            load(task=task, tile_size=16, decoder_size=32, level=level, names=most)[i] for i in range(40)
+        ]
+        names = [example.meta["keypoints" if task == "pose" else "classes"] for example in examples]
+        assert max(map(len, names)) == most and min(map(len, names)) < most
+        assert 10 < sum(len(one) == most for one in names) < 40
+        assert len({name for one in names for name in one}) == (17 if task == "pose" else len(KINDS))
+    crowd = load(task="det", tile_size=16, decoder_size=32, level="full", names=1)
+    for index in range(20):
+        present = {thing.kind for thing in crowd.draw(index)[0].things}
+        assert set(crowd[index].meta["classes"]) == present
+
+
 def test_edits_change_what_they_say():
     kinds = Counter()
     records = source("edit")
