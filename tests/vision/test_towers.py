@@ -121,7 +121,8 @@ def test_gradients_do_not_depend_on_remat(config):
             states = nnx.merge(graph, params).hidden_states(pixels(), (-3, -1))
             return sum((state**3).mean() for state in states)
 
-        return jax.jit(jax.grad(loss))(params)
+        # With the emitters that tests/conftest.py turns off both programs are rounded alike.
+        return jax.jit(jax.grad(loss), compiler_options={"xla_cpu_use_fusion_emitters": True})(params)
 
     want = gradient("none")
     assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(want))
