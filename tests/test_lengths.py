@@ -10,6 +10,7 @@ from flax import nnx
 from configs import base
 from launch.abstract import abstract_batch
 from launch.build import build_run, data_iterator, make_model
+from tests.weights import randomized
 
 LENGTHS = {"chat": 96, "caption": 0, "region": 96}  # 0: that of `config.data.length`
 
@@ -34,7 +35,7 @@ def both():
         config = config_of(lengths)
         run = build_run(config)
         batch = next(data_iterator(config, run))["batch"]
-        graph, params = nnx.split(make_model(run.model, 0))
+        graph, params = nnx.split(randomized(lambda run=run: make_model(run.model, 0), std=0.1))
         losses = jax.jit(lambda params, batch, graph=graph: nnx.merge(graph, params).losses(batch))
         found.append((config, run, batch, losses(params, batch)))
     return found

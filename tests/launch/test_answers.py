@@ -15,9 +15,9 @@ from launch import build, evaluate, generate
 from launch.answer import AnswerConfig, Answerer
 from launch.heldout import Heldout, hooks, make_answerer, read_cases, turns_of
 from tests.distributed.tiny import tiny_config
+from tests.weights import randomized
 from vllm2_jax.evals.exact_match import exact_match
 from vllm2_jax.train.loop import train
-from vllm2_jax.train.state import random_model
 
 
 def config():
@@ -72,7 +72,7 @@ def test_the_loop_evaluated(workdir):
 
 def test_answers_do_not_depend_on_the_batch():
     made = build.build_run(config())
-    model, cases = random_model(made.plan), read_cases(config(), made)[:5]
+    model, cases = randomized(made.plan.make_model), read_cases(config(), made)[:5]
     together = make_answerer(config(), made)(model, [case.example for case in cases])
     one = Answerer(made, AnswerConfig(rows=2, tiles=1, regions=1, max_new=4))
     alone = [one(model, [case.example])[0] for case in cases]
@@ -184,6 +184,6 @@ def test_a_task_names_its_own_metrics():
     with own.unlocked():
         own.eval.tasks.chat.metrics = ("recognition", "anls")
     run = build.build_run(own)
-    scores = Heldout(own, run, 2)(random_model(run.plan)).scores
+    scores = Heldout(own, run, 2)(randomized(run.plan.make_model)).scores
     assert {"chat/recognition", "chat/anls", "exact_match", "exact_match/region"} <= set(scores)
     assert "exact_match/colour" not in scores
