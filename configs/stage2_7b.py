@@ -14,6 +14,7 @@ is 32 groups of 8 rows; how often it drew which dataset was not published.
 import ml_collections
 
 from configs import base, stage3_paint_7b
+from configs.groups import GROUPS
 from configs.mixtures import MIXTURES
 
 
@@ -41,19 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.groups = 32
     config.data.length = 4096
     config.data.truncate = True
-    config.optimizer.groups = (
-        (r"^vision/", None),
-        (r"/lora/", 0.1),
-        (r"^llm/(embed|head)$", 0.1),
-        (r"^llm/", None),
-        (r"^(bridge|regions)/", 0.1),
-        (r"^decoders/\w+/(vae|text)/", None),
-        (r"^decoders/stable_diffusion/unet/", None),
-        (r"^decoders/\w+/mapper/(queries|encoder|decoder)", 0.1),
-        (r"^decoders/\w+/backbone/", 0.1),
-        (r"/offsets/", 0.1),  # of deformable attention
-        (r"^(queries|decoders)/", 1.0),
-    )
+    config.optimizer.groups = GROUPS["stage2"]
     config.optimizer.peak = 1e-4
     config.attention = "splash"
     config.loss_chunk = 512

@@ -12,6 +12,7 @@ how often which dataset was drawn was not published. Here two of eight rows pain
 import ml_collections
 
 from configs import stage2_7b
+from configs.groups import GROUPS
 from configs.mixtures import MIXTURES
 
 
@@ -28,15 +29,5 @@ def get_config() -> ml_collections.ConfigDict:
             "t2i": {**before["t2i"], "rows": 2},
             "edit": before["edit"],
         }
-    config.optimizer.groups = (
-        (r"^(vision|bridge|regions)/", None),
-        (r"^llm/(embed|head)$", 0.1),
-        (r"^llm/", None),
-        (r"^decoders/\w+/(vae|text)/", None),
-        (r"^decoders/stable_diffusion/unet/", None),
-        (r"^decoders/\w+/mapper/(queries|encoder|decoder)", 0.1),
-        (r"^decoders/\w+/backbone/", 0.1),
-        (r"/offsets/", 0.1),
-        (r"^(queries|decoders)/", 1.0),
-    )
+    config.optimizer.groups = GROUPS["stage3"]
     return config

@@ -16,6 +16,7 @@ diffusers is read by `vllm2_jax.convert.diffusers`.
 import ml_collections
 
 from configs import base
+from configs.groups import GROUPS
 
 _CAPTION = {"caption": 77, "tokenizer": "{root}/stable-diffusion-v1-5/tokenizer"}
 
@@ -71,15 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.groups = 256
     config.data.length = 4096
     config.data.truncate = True
-    config.optimizer.groups = (
-        (r"^(vision|bridge|regions)/", None),
-        (r"^llm/(embed|head)$", 0.1),
-        (r"^llm/", None),
-        (r"^decoders/\w+/(vae|text)/", None),
-        (r"^decoders/stable_diffusion/unet/", None),
-        (r"^decoders/\w+/mapper/(queries|encoder|decoder)", 0.1),
-        (r"^(queries|decoders)/", 1.0),
-    )
+    config.optimizer.groups = GROUPS["stage3_paint"]
     config.optimizer.peak = 1e-4
     config.attention = "splash"
     config.loss_chunk = 512

@@ -200,7 +200,7 @@ class VisionLLMv2(nnx.Module):
     def _language_losses(
         self, batch: Batch, *, key: jax.Array | None
     ) -> tuple[dict[str, jax.Array], Weighted, dict[str, Weighted]]:
-        """One pass for tasks whose rows are equally long: hidden states by task, the loss, values to watch."""
+        """One pass for tasks of equally long rows: hidden states by task, the loss, values to watch."""
         tasks = list(batch)
         inputs = merge([batch[task].inputs for task in tasks], self.config.tokens_per_tile)
         hidden = self.hidden(inputs, key=key)

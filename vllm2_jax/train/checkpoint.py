@@ -236,22 +236,22 @@ def load_weights(
     folder = state_folder(directory)
     tree = saved_tree(folder)
     found = {part: _flat(tree[part]) for part in ("params", "frozen") if tree.get(part)}
-    place = {path: part for part, leaves in found.items() for path in leaves}
+    home = {path: part for part, leaves in found.items() for path in leaves}
     wanted = _flat(model)
     take = {
-        path: leaf for path, leaf in wanted.items() if path in place or not (fresh and re.search(fresh, path))
+        path: leaf for path, leaf in wanted.items() if path in home or not (fresh and re.search(fresh, path))
     }
-    check_shapes({path: found[part][path] for path, part in place.items() if path in take}, take, str(folder))
+    check_shapes({path: found[part][path] for path, part in home.items() if path in take}, take, str(folder))
     values: dict[str, Any] = {}
     with ocp.PyTreeCheckpointer() as reader:
         for group in _groups(take):
             target: dict[str, Any] = {}
             for path in group:
-                node = target.setdefault(place[path], {})
+                node = target.setdefault(home[path], {})
                 for name in path.split("/"):
                     node = node.setdefault(name, {})
                 leaf = take[path]
-                kind = leaf.dtype if dtype is OF_MODEL else dtype or found[place[path]][path].dtype
+                kind = leaf.dtype if dtype is OF_MODEL else dtype or found[home[path]][path].dtype
                 node["value"] = jax.ShapeDtypeStruct(leaf.shape, kind, sharding=leaf.sharding)
             args = ocp.args.PyTreeRestore(
                 item=target,
