@@ -16,7 +16,7 @@ OTHERS = [
         for name in STRATEGIES
         if name != "single"
     ),
-    {"sharding.strategy": "single", "step.schedule": "by_task"},
+    pytest.param({"sharding.strategy": "single", "step.schedule": "by_task"}, marks=pytest.mark.slow),
     {"sharding.strategy": "fsdp", "step.accumulate": 2, "sharding.devices": "cpu:4"},
     {"sharding.strategy": "fsdp_tp", "loss_chunk": 32},
 ]
