@@ -154,8 +154,8 @@ def conv3(
 class NarrowConv(nnx.Conv):
     """A 3x3 convolution into a few channels: one product with all nine taps, then nine shifted sums.
 
-    The TPU compiler lays a convolution with 8 outputs out by rows of the batch; with one picture a chip that
-    takes it 4 minutes (Stable Diffusion's autoencoder) and makes a program of six times the cycles.
+    The TPU compiler pads a few outputs to whole registers: six times the cycles. And with one picture a chip
+    it spent over three minutes on the one in Stable Diffusion's autoencoder (docs/performance.md).
     """
 
     def __call__(self, inputs: Float[Array, "N H W C"]) -> Float[Array, "N H W D"]:
