@@ -90,7 +90,7 @@ def _seen(scene: Scene, view: Rendering, settings: Settings) -> Rendering:
 
 
 def _classes(present: set[str], rng: np.random.Generator, most: int) -> list[str]:
-    """Class names to ask for, shuffled: those that are there, others up to `most` half the time, else fewer."""
+    """Class names to ask for, shuffled: those that are there, and others, half the time up to `most`."""
     absent = [kind for kind in KINDS if kind not in present]
     room, fill_up = max(0, min(len(absent), most - len(present))), rng.random() < 0.5
     if fill_up and room == len(absent):
