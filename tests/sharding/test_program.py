@@ -123,10 +123,29 @@ ENTRY %main (x: f32[4096,8], i: s32[16], u: f32[16,8]) -> f32[4096,8] {
 """
 
 
+# As compiled for v5p: a fusion inside a fusion.
+NESTED = SCATTER.replace(
+    "ENTRY",
+    """%outer (x: f32[4096,8], i: s32[16], u: f32[16,8]) -> f32[4096,8] {
+  %x.2 = f32[4096,8]{1,0} parameter(0)
+  %i.2 = s32[16]{0} parameter(1)
+  %u.2 = f32[16,8]{1,0} parameter(2)
+  ROOT %s.2 = f32[4096,8]{1,0} fusion(%x.2, %i.2, %u.2), kind=kCustom, calls=%fused
+}
+
+ENTRY""",
+).replace(
+    "fusion(%x.1, %i.1, %u.1), kind=kCustom, calls=%fused",
+    "fusion(%x.1, %i.1, %u.1), kind=kCustom, calls=%outer",
+)
+
+
 def test_a_scatter_touches_what_it_adds_to():
-    (one,), _ = work(parse(SCATTER))
     updates, index = 16 * 8 * 4, 16 * 4
-    assert one.bytes == updates + index + 2 * updates  # both read, the rows of the table read and written
+    for text in (SCATTER, NESTED):
+        (one,), _ = work(parse(text))
+        # Both are read, the rows of the table read and written.
+        assert one.bytes == updates + index + 2 * updates
 
 
 def test_collectives_by_kind_and_axes():

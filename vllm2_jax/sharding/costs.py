@@ -194,7 +194,7 @@ def memory_traffic(instruction: Instruction, computation: Computation, program: 
     inputs = [computation[name] for name in instruction.operands]
     if opcode == "fusion":
         body = program.computations[program.called(instruction)[0]]
-        return _fusion_traffic(inputs, body)
+        return _fusion_traffic(inputs, body, program)
     if opcode == "async-start":
         return _async_traffic(instruction, inputs, program)
     outputs = instruction.leaves[:1] if opcode.endswith("-start") else instruction.leaves
@@ -225,26 +225,31 @@ def _main(instruction: Instruction) -> int:
     return sum(leaf.size for leaf in instruction.leaves if not leaf.space)
 
 
-def _fusion_traffic(inputs: Sequence[Instruction], body: Computation) -> float:
+def _fusion_traffic(inputs: Sequence[Instruction], body: Computation, program: Program) -> float:
     """A fusion reads of its inputs what its body uses (often one layer of a stack), and writes its root."""
-    users: dict[str, list[Instruction]] = {}
-    for instruction in body.values():
-        for name in instruction.operands:
-            users.setdefault(name, []).append(instruction)
+    users = _users(body)
     moved = 0.0
     for instruction in body.values():
         if instruction.opcode == "parameter":
             source = inputs[int(instruction.argument)]
-            moved += min(_main(source), _read(instruction, users))
+            moved += min(_main(source), _read(instruction, users, program))
         if instruction.root:
             roots = [body[name] for name in instruction.operands] if instruction.opcode == "tuple" else None
             leaves = instruction.leaves
             for root, leaf in zip(roots or [instruction], leaves, strict=False):
-                moved += 0 if leaf.space else _written(root, leaf.size, body)
+                moved += 0 if leaf.space else _written(root, leaf.size, body, program)
     return moved
 
 
-def _read(instruction: Instruction, users: dict[str, list[Instruction]]) -> float:
+def _users(body: Computation) -> dict[str, list[Instruction]]:
+    found: dict[str, list[Instruction]] = {}
+    for instruction in body.values():
+        for name in instruction.operands:
+            found.setdefault(name, []).append(instruction)
+    return found
+
+
+def _read(instruction: Instruction, users: dict[str, list[Instruction]], program: Program) -> float:
     """Bytes of a value that its users inside a fusion look at."""
     read = 0.0
     whole = sum(leaf.size for leaf in instruction.leaves)
@@ -253,7 +258,14 @@ def _read(instruction: Instruction, users: dict[str, list[Instruction]]) -> floa
         if user.opcode in ("dynamic-slice", "slice", "gather") and first:
             read += sum(leaf.size for leaf in user.leaves)
         elif user.opcode == "bitcast":
-            read += _read(user, users)
+            read += _read(user, users, program)
+        elif user.opcode == "fusion":
+            inner = program.computations[program.called(user)[0]]
+            inside = _users(inner)
+            places = [str(i) for i, name in enumerate(user.operands) if name == instruction.name]
+            for parameter in inner.values():
+                if parameter.opcode == "parameter" and parameter.argument in places:
+                    read += _read(parameter, inside, program)
         elif (user.opcode in _IN_PLACE and first) or _passes(user):
             continue
         else:
@@ -267,9 +279,13 @@ def _passes(user: Instruction) -> bool:
     return handed or user.opcode == "tuple" or user.opcode.startswith(_COLLECTIVE)
 
 
-def _written(root: Instruction, size: int, body: Computation) -> float:
+def _written(root: Instruction, size: int, body: Computation, program: Program) -> float:
     while root.opcode == "bitcast":
         root = body[root.operands[0]]
+    if root.opcode == "fusion":
+        body = program.computations[program.called(root)[0]]
+        (root,) = (inner for inner in body.values() if inner.root)
+        return float(size) if root.opcode == "tuple" else _written(root, size, body, program)
     if root.opcode == "parameter" or _passes(root):
         return 0.0
     if root.opcode in _IN_PLACE:
