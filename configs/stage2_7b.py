@@ -14,7 +14,7 @@ is 32 groups of 8 rows; how often it drew which dataset was not published.
 import ml_collections
 
 from configs import base, stage3_paint_7b
-from configs.groups import GROUPS
+from configs.groups import STAGE2
 from configs.mixtures import MIXTURES
 
 
@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.groups = 32
     config.data.length = 4096
     config.data.truncate = True
-    config.optimizer.groups = GROUPS["stage2"]
+    config.optimizer.groups = STAGE2
     config.optimizer.peak = 1e-4
     config.attention = "splash"
     config.loss_chunk = 512

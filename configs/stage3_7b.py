@@ -12,7 +12,7 @@ how often which dataset was drawn was not published. Here two of eight rows pain
 import ml_collections
 
 from configs import stage2_7b
-from configs.groups import GROUPS
+from configs.groups import STAGE3
 from configs.mixtures import MIXTURES
 
 
@@ -29,5 +29,5 @@ def get_config() -> ml_collections.ConfigDict:
             "t2i": {**before["t2i"], "rows": 2},
             "edit": before["edit"],
         }
-    config.optimizer.groups = GROUPS["stage3"]
+    config.optimizer.groups = STAGE3
     return config

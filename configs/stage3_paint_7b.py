@@ -16,7 +16,7 @@ diffusers is read by `vllm2_jax.convert.diffusers`.
 import ml_collections
 
 from configs import base
-from configs.groups import GROUPS
+from configs.groups import STAGE3_PAINT
 
 _CAPTION = {"caption": 77, "tokenizer": "{root}/stable-diffusion-v1-5/tokenizer"}
 
@@ -72,7 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.groups = 256
     config.data.length = 4096
     config.data.truncate = True
-    config.optimizer.groups = GROUPS["stage3_paint"]
+    config.optimizer.groups = STAGE3_PAINT
     config.optimizer.peak = 1e-4
     config.attention = "splash"
     config.loss_chunk = 512
