@@ -11,7 +11,7 @@ import ml_collections
 
 from configs import demo
 from configs.mixtures import HELDOUT, MIXTURES
-from configs.sizes import TINY_DECODERS
+from configs.sizes import SCENE_DECODERS
 
 _SEEING = ("synthetic_perception", "synthetic_pose")
 
@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     with config.unlocked(), config.ignore_type():
         config.steps = 2400
         config.model.queries.perception = 2
-        config.model.decoders = {name: TINY_DECODERS[name] for name in ("grounding_dino", "unipose")}
+        config.model.decoders = {name: SCENE_DECODERS[name] for name in ("grounding_dino", "unipose")}
         # Fewer rows than the demo has, but chat and regions ask three times about each picture.
         mixture = config.data.mixture
         for task, rows in (("chat", 9), ("caption", 4), ("region", 4)):

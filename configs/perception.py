@@ -11,7 +11,7 @@ import ml_collections
 
 from configs import base
 from configs.mixtures import HELDOUT, MIXTURES
-from configs.sizes import TINY_DECODERS
+from configs.sizes import SCENE_DECODERS
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
         config.model.vision_layer = -1
         config.model.llm.update(width=128, depth=3, heads=4, kv_heads=4, mlp=384)
         config.model.queries.perception = 2
-        config.model.decoders = {"grounding_dino": TINY_DECODERS["grounding_dino"]}
+        config.model.decoders = {"grounding_dino": SCENE_DECODERS["grounding_dino"]}
         config.data.mixture = MIXTURES["synthetic_perception"]
         config.eval.tasks = ml_collections.ConfigDict(HELDOUT["synthetic_perception"])
         config.data.groups = 1

@@ -11,7 +11,7 @@ import ml_collections
 
 from configs import perception
 from configs.mixtures import HELDOUT, MIXTURES
-from configs.sizes import TINY_DECODERS
+from configs.sizes import SCENE_DECODERS
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = perception.get_config()
     with config.unlocked(), config.ignore_type():
         config.steps = 3000
-        config.model.decoders = {"unipose": TINY_DECODERS["unipose"]}
+        config.model.decoders = {"unipose": SCENE_DECODERS["unipose"]}
         config.data.mixture = MIXTURES["synthetic_pose"]
         config.eval.tasks = ml_collections.ConfigDict(HELDOUT["synthetic_pose"])
     return config

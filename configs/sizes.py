@@ -135,11 +135,7 @@ _PAINTER: dict[str, Any] = {
     "noisy_weight": 0.5,
 }
 
-# The released coefficients of losses are for a language model that can speak. One that starts from nothing
-# would hear little but the many terms of its decoders. Those do not mind: Adam divides by a gradient's size.
-_QUIET = 0.05
-
-# Decoders that learn synthetic scenes on a laptop, from nothing.
+# Decoders that learn a few photos or synthetic scenes on a laptop, from nothing.
 TINY_DECODERS: dict[str, dict[str, Any]] = {
     "grounding_dino": {
         "backbone": {
@@ -151,7 +147,7 @@ TINY_DECODERS: dict[str, dict[str, Any]] = {
         },
         "width": 64,
         "levels": 3,
-        "queries": 16,
+        "queries": 20,
         "encoder_layers": 2,
         "encoder_heads": 4,
         "encoder_mlp": 256,
@@ -163,15 +159,7 @@ TINY_DECODERS: dict[str, dict[str, Any]] = {
         "mask_width": 32,
         "dropout": 0.0,
         "drop_path": 0.0,
-        "criterion": {
-            "points": 128,
-            "denoising": 8,
-            "class_weight": 2.0 * _QUIET,
-            "box_weight": 5.0 * _QUIET,
-            "giou_weight": 2.0 * _QUIET,
-            "mask_weight": 5.0 * _QUIET,
-            "dice_weight": 5.0 * _QUIET,
-        },
+        "criterion": {"points": 128, "denoising": 8},
     },
     "unipose": {
         "backbone": {
@@ -182,7 +170,7 @@ TINY_DECODERS: dict[str, dict[str, Any]] = {
             "drop_path": 0.0,
         },
         "width": 64,
-        "queries": 10,
+        "queries": 20,
         "instances": 4,
         "heads": 4,
         "mlp": 256,
@@ -191,13 +179,7 @@ TINY_DECODERS: dict[str, dict[str, Any]] = {
         "box_layers": 1,
         "keypoint_layers": 2,
         "drop_path": 0.0,
-        "criterion": {
-            "denoising": 8,
-            "class_weight": 2.0 * _QUIET,
-            "box_weight": 5.0 * _QUIET,
-            "giou_weight": 2.0 * _QUIET,
-            "keypoint_weight": 10.0 * _QUIET,
-        },
+        "criterion": {"denoising": 8},
     },
     "stable_diffusion": {
         **_PAINTER,
@@ -213,6 +195,34 @@ TINY_DECODERS: dict[str, dict[str, Any]] = {
             "max_steps": 50,
             "guidance": 2.0,
             "image_guidance": 1.2,
+        },
+    },
+}
+
+# The released coefficients of losses are for a language model that can speak. One that starts from nothing
+# would hear little but the many terms of its decoders. Those do not mind: Adam divides by a gradient's size.
+_QUIET = 0.05
+_BOX = {"class_weight": 2.0 * _QUIET, "box_weight": 5.0 * _QUIET, "giou_weight": 2.0 * _QUIET}
+
+# The same for scenes of a few things, beside a language model that learns to speak.
+SCENE_DECODERS: dict[str, dict[str, Any]] = {
+    "grounding_dino": {
+        **TINY_DECODERS["grounding_dino"],
+        "queries": 16,
+        "criterion": {
+            **TINY_DECODERS["grounding_dino"]["criterion"],
+            **_BOX,
+            "mask_weight": 5.0 * _QUIET,
+            "dice_weight": 5.0 * _QUIET,
+        },
+    },
+    "unipose": {
+        **TINY_DECODERS["unipose"],
+        "queries": 10,
+        "criterion": {
+            **TINY_DECODERS["unipose"]["criterion"],
+            **_BOX,
+            "keypoint_weight": 10.0 * _QUIET,
         },
     },
 }

@@ -105,7 +105,6 @@ LEVELS = {
     "one": Level(shapes=(1, 1), sizes=("large",), grid=2),
     "easy": Level(grid=2),
     "medium": Level(shapes=(1, 4)),
-    "crowded": Level(shapes=(3, 7), distinct=False),
     "bold": Level(shapes=(1, 4), sizes=("large",)),
     "bolder": Level(shapes=(2, 4), sizes=("large",), distinct=False),
     "full": Level((1, 5), (0, 2), (0, 1), distinct=False, overlap=0.3, aspects=(0.75, 1.0, 1.5)),
