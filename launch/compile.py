@@ -54,7 +54,7 @@ from launch.compile_report import (
     weight_bytes,
 )
 from launch.programs import Job, kept, lower, make_job, needed_flops
-from launch.scheduled import scheduled
+from launch.scheduled import memory_problem, scheduled
 from launch.sweep import fits, sweep, text
 from vllm2_jax.sharding.chips import chip_of, find_chip
 from vllm2_jax.sharding.report import readable
@@ -136,9 +136,7 @@ def compiled(
         try:
             executable = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            fields["problem"] = str(error).removeprefix("RESOURCE_EXHAUSTED: ").split("\n")[0]
+            fields["problem"] = memory_problem(error)
     fields["compile_seconds"] = time.perf_counter() - start
     if executable is not None:
         text, fields["memory"] = executable.as_text(), memory_of(executable)

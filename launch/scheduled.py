@@ -81,6 +81,13 @@ def scheduled(config: Config, program: str) -> Scheduled:
         return Scheduled(text, memory, problem, lowered, seconds - lowered)
 
 
+def memory_problem(error: Exception) -> str:
+    """What the compiler says of a program that does not fit; any other error is raised again."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return str(error).removeprefix("RESOURCE_EXHAUSTED: ").split("\n")[0]
+
+
 def read_memory(buffers: str) -> Memory:
     """Main memory of a device from the compiler's list of allocations.
 
@@ -121,9 +128,7 @@ def main(folder: str, program: str) -> None:
     try:
         lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        (place / _PROBLEM).write_text(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split("\n")[0])
+        (place / _PROBLEM).write_text(memory_problem(error))
 
 
 if __name__ == "__main__":
