@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     with config.ignore_type(), config.unlocked():
         config.data.mixture = {
             **{task: before[task] for task in ("det", "grd", "seg")},
-            "interactive": MIXTURES["grounding"]["interactive"],
+            **stage2_7b.shorter({"interactive": MIXTURES["grounding"]["interactive"]}, "interactive"),
             "pose": before["pose"],
             "t2i": {**before["t2i"], "rows": 2},
             "edit": before["edit"],

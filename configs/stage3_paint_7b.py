@@ -33,6 +33,8 @@ def get_config() -> ml_collections.ConfigDict:
         config.data.mixture = {
             "t2i": {
                 "rows": 1,
+                # 120 columns of words and queries, the rest for the caption; a longer one is skipped.
+                "length": 512,
                 "decoder": "stable_diffusion",
                 "links": {"gen": 1},
                 "capacities": {"size": 512, **_CAPTION},
@@ -70,7 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
             },
         }
     config.data.groups = 256
-    config.data.length = 4096
+    config.data.length = 3072  # five tiles, an instruction and 64 queries: 3,010
     config.data.truncate = True
     config.optimizer.groups = STAGE3_PAINT
     config.optimizer.peak = 1e-4

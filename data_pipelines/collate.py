@@ -173,7 +173,14 @@ def _make_row(example: Example, tokenizer: Tokenizer, spec: CollateSpec, shape: 
     row.positions[:n], row.segments[:n] = np.arange(n), 1
     if shape.decoder is None:
         return row
-    row.counters["dropped_links"] = _place_links(columns.links, row, shape)
+    if columns.lost and shape.strict:  # objects of their classes would have nothing to be found by
+        raise CapacityError(
+            f"{columns.lost} of {columns.lost + len(columns.links)} links lie beyond the {spec.length} "
+            "columns of a row",
+            field="conversations",
+            remedy="fewer tiles (max_tiles), fewer classes a question, or a longer row (the task's `length`)",
+        )
+    row.counters["dropped_links"] = columns.lost + _place_links(columns.links, row, shape)
     targets = example.targets.get(shape.decoder)
     if targets is None:
         raise DataError(

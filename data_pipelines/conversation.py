@@ -85,6 +85,7 @@ class Tokens:
       index: number of the image token (counted over all pictures), of the region, or of the query within
         its link; 0 for text.
       links: the links in order.
+      lost: how many more there were before a cut.
     """
 
     ids: Int[np.ndarray, " L"]
@@ -92,6 +93,7 @@ class Tokens:
     source: Int[np.ndarray, " L"]
     index: Int[np.ndarray, " L"]
     links: list[LinkAt]
+    lost: int = 0
 
 
 def link(name: str, token: str, counts: QueryCounts | None = None) -> str:
@@ -154,7 +156,7 @@ def tokenize(
       max_length: most columns, pictures included. (The official limit counts a picture as one column and
         can cut the picture itself off.)
       truncate: cut what is too long at the end, before the link that the limit falls into; False raises. A
-        cut may drop whole links, so compare `links` with the decoder's targets.
+        cut may drop whole links: `Tokens.lost` of them.
       wrap_images: put `<img>` and `</img>` around each picture (`use_im_start_end`, off in all releases).
 
     Raises:
@@ -336,10 +338,12 @@ def _cut(columns: Tokens, max_length: int) -> Tokens:
             "region or the whole answer",
             remedy="raise max_length or use fewer tiles",
         )
+    links = [at for at in columns.links if at.start < end]
     return Tokens(
         columns.ids[:end],
         columns.labels[:end],
         columns.source[:end],
         columns.index[:end],
-        [at for at in columns.links if at.start < end],
+        links,
+        len(columns.links) - len(links),
     )

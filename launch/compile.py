@@ -40,7 +40,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import executables
+from launch import executables, tpu_flags
 from launch.build import Run, build_run
 from launch.chart import chart
 from launch.compile_report import (
@@ -149,6 +149,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags and compiles."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; config keys are set as --config.key=value")
+    tpu_flags.set_flags()
     options = flags.FLAGS
     config = options.config
     name = config_flags.get_config_filename(options["config"])
@@ -241,8 +242,8 @@ def command(arguments: list[str]) -> str:
             skip = not skip and not equals
             continue
         kept.append(argument)
-    options = os.environ.get("LIBTPU_INIT_ARGS", "")  # of the TPU compiler
-    before = [f"LIBTPU_INIT_ARGS={shlex.quote(options)}"] if options else []
+    options = " ".join(tpu_flags.own())
+    before = [f"{tpu_flags.VARIABLE}={shlex.quote(options)}"] if options else []
     return " ".join([*before, shlex.join(["python", "-m", "launch.compile", *kept])])
 
 

@@ -216,10 +216,15 @@ def generate_job(config: Config, run: Run) -> Job:
 
 
 def _rows(config: Config, batch: Batch) -> dict[str, str]:
+    columns: dict[int, list[str]] = {}
+    for name, task in batch.items():
+        count, length = task.labels.shape[1:]
+        columns.setdefault(length, []).append(name if count == 1 else f"{name} x {count}")
     rows = sum(task.labels.shape[1] for task in batch.values())
+    lengths = sorted(columns.items(), reverse=True)
     return {
-        "batch": f"{config.data.groups} groups of {rows} rows of {config.data.length} columns",
-        "tasks": ", ".join(batch),
+        "batch": f"{config.data.groups} groups of {rows} rows",
+        "columns of a row": "; ".join(f"{length}: {', '.join(names)}" for length, names in lengths),
     }
 
 

@@ -17,6 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from launch import tpu_flags
 from launch.build import Config, build_run, data_iterator, describe, loop_config, rebuild
 from launch.exits import exit_code
 from launch.heldout import hooks
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags and trains."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; config keys are set as --config.key=value")
+    tpu_flags.set_flags()
     clock = Clock()
     if _MULTIHOST.value:
         with clock.on("init"):

@@ -109,6 +109,20 @@ def test_config_file_opens_with_its_command(name):
     assert flat(config) == flat(base.get_config())
 
 
+@pytest.mark.parametrize("name", ["stage2_7b", "stage3_7b", "stage3_paint_7b"])
+def test_rows_have_room_for_their_tiles_and_queries(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    sizes = build.model_config(config, load_tokenizer(TINY_TOKENIZER))
+    lengths = {}
+    for task, shape in task_shapes(config.data.mixture.to_dict()).items():
+        lengths[task] = shape.length or config.data.length
+        queries = max(shape.links.values(), default=0) * shape.queries(sizes.queries)
+        tiles = 1 if task == "pose" else shape.tiles  # as many as all of its keypoints leave room for
+        assert tiles * sizes.tokens_per_tile + queries <= lengths[task] - 40  # the words of every prompt
+    assert lengths["t2i"] == 512 < lengths["edit"]
+    assert len(set(lengths.values())) <= 3  # each length is one more pass through the language model
+
+
 @pytest.mark.parametrize("name", MIXTURES)
 def test_mixture_fits_its_loaders(name):
     task_shapes(MIXTURES[name])

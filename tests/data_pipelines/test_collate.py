@@ -177,6 +177,20 @@ def test_too_many_links_and_targets(tokenizer, decoder):
     assert made.link_valid.all()
 
 
+def test_no_cut_loses_a_link(tokenizer, decoder):
+    answer = f"{link('cat', 'det', COUNTS)}, {link('dog', 'det', COUNTS)} and that is all there is to see"
+    sample = example(answer=answer, targets={decoder: {"boxes": np.ones((1, 4))}})
+    options = {"decoder": decoder, "links": {"det": 2}, "capacities": {"boxes": 1}}
+    starts = row(sample, tokenizer, **options).link_position[:, 0]
+    for length, kept in ((int(starts[1]) + 4, 2), (int(starts[1]) + 1, 1)):
+        cut = dataclasses.replace(SPEC, truncate=True, length=length)
+        if kept == 1:
+            with pytest.raises(CapacityError, match=rf"record 7.*1 of 2 links lie beyond the {length} col"):
+                row(sample, tokenizer, cut, **options)
+        made = row(sample, tokenizer, cut, strict=kept == 2, **options)
+        assert made.link_valid.sum() == kept and made.counters["dropped_links"] == 2 - kept
+
+
 def test_other_links_and_missing_targets(tokenizer, decoder):
     answer = link("cat", "seg", COUNTS)
     options = {"decoder": decoder, "links": {"det": 1}, "capacities": {"boxes": 1}}

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import xml.etree.ElementTree
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from launch import compile as aot
-from launch import executables
+from launch import executables, tpu_flags
 from launch import sweep as sweeps
 from launch.abstract import abstract_batch
 from launch.build import build_run
@@ -172,9 +173,18 @@ def test_the_smallest_slice_is_the_first_that_fits():
     assert sweeps.smallest(ranking[2:]) is None and "nothing fits" in sweeps.text(ranking[2:])
 
 
-def test_the_command_leaves_out_what_it_wrote():
+def test_the_command_leaves_out_what_it_wrote(monkeypatch):
     given = ["--config", "a", "--out", "x", "--sweep=b=1|2", "--save=y", "--explain"]
-    assert aot.command(given) == "python -m launch.compile --config a '--sweep=b=1|2' --explain"
+    command = "python -m launch.compile --config a '--sweep=b=1|2' --explain"
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    tpu_flags.set_flags()
+    assert os.environ["LIBTPU_INIT_ARGS"] == " ".join(tpu_flags.FLAGS) and aot.command(given) == command
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--own=1")
+    tpu_flags.set_flags()
+    tpu_flags.set_flags()
+    # The last of two equal options counts, so one's own stand behind ours.
+    assert os.environ["LIBTPU_INIT_ARGS"] == " ".join([*tpu_flags.FLAGS, "--own=1"])
+    assert aot.command(given) == f"LIBTPU_INIT_ARGS=--own=1 {command}"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from vllm2_jax.nn.layers import contract
 from vllm2_jax.sharding.chips import CHIPS
 from vllm2_jax.sharding.collectives import collectives, mesh_axes, totals
 from vllm2_jax.sharding.costs import valid_pairs, work
@@ -39,6 +40,15 @@ def test_loops_count_as_often_as_they_turn():
     assert unrolled.cost_analysis()["flops"] == pytest.approx(expected, rel=0.01)
     assert summed(scanned, "flops") == summed(unrolled, "flops") == expected
     assert count_flops(functools.partial(chain, unroll=1), X, W) == expected
+
+
+def test_gradients_that_nobody_wants_do_not_count():
+    def loss(x, w):
+        return jax.lax.scan(lambda x, w: (contract(x, w, 1), None), x, w)[0].sum()
+
+    forward = count_flops(loss, X, W)
+    assert count_flops(jax.value_and_grad(loss), X, W) == 2 * forward  # the kernels are frozen
+    assert count_flops(jax.value_and_grad(loss, (0, 1)), X, W) == 3 * forward
 
 
 def test_traffic_is_that_of_one_layer_a_turn():

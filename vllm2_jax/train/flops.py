@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from vllm2_jax.sharding.costs import valid_pairs
 
@@ -20,9 +21,11 @@ def count_flops(run: Callable, *arguments: Any) -> float:
 
     Of a conditional the most expensive branch counts, of a loop of unknown length one turn. Where the
     platform decides (`nn.deformable` reads by products on a TPU) the model needs no more than the cheapest.
-    Kernels that are no XLA (Pallas) do not count: trace with `attention="xla"`.
+    Kernels that are no XLA (Pallas) do not count: trace with `attention="xla"`. What no result depends on
+    does not count either: a gradient rule of our own is traced for frozen kernels, too (`layers.contract`).
     """
-    return _jaxpr(jax.make_jaxpr(run)(*arguments).jaxpr)
+    jaxpr = jax.make_jaxpr(run)(*arguments).jaxpr
+    return _jaxpr(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 def _jaxpr(jaxpr: Jaxpr) -> float:
