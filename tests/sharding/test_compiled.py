@@ -70,6 +70,18 @@ def test_fsdp_splits_parameters_and_data_parallel_does_not():
         assert {one.part for one in exchanged} <= {"llm"} and len(exchanged) <= 2
 
 
+@pytest.mark.slow
+def test_devices_that_split_columns_add_up_no_activations():
+    activation, layers = 2 * 3 * 96 * 64 * 4, 2  # bytes of two groups, which two devices share
+    for name, expected in (("fsdp_tp", {1, 2, 3}), ("fsdp_seq", set())):
+        run = build_run(tiny_config(**{"sharding.strategy": name, "remat.llm": "projections"}))
+        found = collectives(parse(compiled(run).as_text()), dict(run.mesh.shape))
+        sums = [one for one in found if one.kind == "all-reduce" and one.axes == ("tensor",)]
+        in_layers = [one.bytes for one in sums if one.part == "llm" and one.times == layers]
+        counts = {size // activation for size in in_layers if size % activation == 0}
+        assert counts == expected, name
+
+
 def abstract(tree, sharding):
     """Shapes instead of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

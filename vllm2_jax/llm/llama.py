@@ -28,6 +28,9 @@ from vllm2_jax.nn.rope import RopeConfig, rotate, rotation
 from vllm2_jax.nn.stack import run, stack, unstack
 
 EMBED_INIT = nnx.initializers.normal(0.02)  # as in the official configs
+# Axes of what projections give. Where one mesh axis splits columns and heads, it splits columns.
+_HEADS, _KV_HEADS = (("batch", "length", heads, None) for heads in ("heads", "kv_heads"))
+_WIDE = ("batch", "length", "mlp")
 
 
 def kernel_init(inputs: int, outputs: int) -> jax.nn.initializers.Initializer:
@@ -109,7 +112,7 @@ class Projection(nnx.Module):
         y = contract(x, self.kernel[...].astype(self.dtype), self.inputs)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
-        return y if self.lora is None else y + self.lora(x, key)
+        return checkpoint_name(y if self.lora is None else y + self.lora(x, key), "projection")
 
 
 class Attention(nnx.Module):
@@ -171,7 +174,8 @@ class Block(nnx.Module):
         h, kept = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
         x = x + a.out(h, keys["out"])
         h = self.post_norm(x)
-        h = jax.nn.silu(m.gate(h, keys["gate"])) * m.up(h, keys["up"])
+        gate, up = constrain(m.gate(h, keys["gate"]), *_WIDE), constrain(m.up(h, keys["up"]), *_WIDE)
+        h = jax.nn.silu(gate) * up
         x = x + m.down(checkpoint_name(h, "mlp_hidden"), keys["down"])
         # The residual width stays whole on every device, whatever shards the kernels' "embed" axis.
         return constrain(x, "batch", "length", None), kept
@@ -302,8 +306,9 @@ class Llama(nnx.Module):
         keys = None if key is None else jax.random.split(key, self.config.depth)
 
         def attend(q, k, v):
+            q, k, v = constrain(q, *_HEADS), constrain(k, *_KV_HEADS), constrain(v, *_KV_HEADS)
             h = attention(q, k, v, causal=True, segments=segments, impl=self.implementation)
-            return h, ((k, v) if keep else None)
+            return constrain(h, *_HEADS), ((k, v) if keep else None)
 
         def body(x, xs):
             block, key = xs
@@ -311,7 +316,8 @@ class Llama(nnx.Module):
 
         x = constrain(x.astype(self.dtype), "batch", "length", None)
         x, kept = run(body, x, (self.layers, keys), remat=self.remat, unroll=self.unroll)
-        return self.norm(x), kept
+        # Whole rows again: links are read from any column, and labels from the one before.
+        return constrain(self.norm(x), "batch", None, None), kept
 
 
 def project_to_vocab(hidden: Float[Array, "*B D"], head: Float[Array, "D V"]) -> Float[Array, "*B V"]:

@@ -80,7 +80,8 @@ def on_each_device(function: Callable[..., Any], rows: int) -> Callable[..., Any
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Pins the sharding of an activation by axis names; without active rules it returns `x` as it is.
 
-    Axes of length 1 stay whole: what all rows share is computed once, not by one device for all.
+    Axes of length 1 stay whole: what all rows share is computed once, not by one device for all. A mesh axis
+    that two names ask for splits the first of them.
     """
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} axis names {names} for an array of shape {x.shape}")
@@ -89,8 +90,10 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     rules = _RULES.get()
     if rules is None:
         return x
-    split = [
-        rules.get(name) if name and size > 1 else None for name, size in zip(names, x.shape, strict=True)
-    ]
-    spec = PartitionSpec(*split)
+    split: list[tuple[str, ...]] = []
+    for name, size in zip(names, x.shape, strict=True):
+        taken = {axis for axes in split for axis in axes}
+        wanted = mesh_axes(name) if name and size > 1 else ()
+        split.append(tuple(axis for axis in wanted if axis not in taken))
+    spec = PartitionSpec(*(axes or None for axes in split))
     return jax.lax.with_sharding_constraint(x, spec)

@@ -39,6 +39,10 @@ def splash(
         segments_q, segments_k = jnp.ones((rows, length), jnp.int32), jnp.ones((rows, k.shape[1]), jnp.int32)
     batch, over_heads, k, v = _split(rows, heads, k, v)
 
+    def by_head(x):  # before anything is padded: columns may come split, and leave so
+        spec = PartitionSpec(batch, None, over_heads)
+        return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)
+
     def fit(x, block):
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, -width % _lanes(width))))
         return x.transpose(0, 2, 1, 3)
@@ -46,8 +50,8 @@ def splash(
     def fit_segments(s, block):  # padding becomes segment 0
         return None if s is None else jnp.pad(s, ((0, 0), (0, -s.shape[1] % block)))
 
-    q = fit(q * jnp.asarray(1 / math.sqrt(width), q.dtype), block_q)
-    k, v = fit(k, block_k), fit(v, block_k)
+    q = fit(by_head(q * jnp.asarray(1 / math.sqrt(width), q.dtype)), block_q)
+    k, v = fit(by_head(k), block_k), fit(by_head(v), block_k)
     segments_q, segments_k = fit_segments(segments_q, block_q), fit_segments(segments_k, block_k)
 
     def rows_of_a_device(q, k, v, segments_q, segments_k):
@@ -67,7 +71,7 @@ def splash(
             rows_of_a_device, in_specs=(spec, spec, spec, flat, flat), out_specs=spec, check_vma=False
         )
     out = rows_of_a_device(q, k, v, segments_q, segments_k)
-    return out.transpose(0, 2, 1, 3)[:, :length, :, :width]
+    return by_head(out.transpose(0, 2, 1, 3)[:, :length, :, :width])
 
 
 def _block(length: int) -> int:

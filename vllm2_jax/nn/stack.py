@@ -18,6 +18,8 @@ REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,  # store everything: fastest where it fits
     "full": _POLICIES.nothing_saveable,  # store only the input of each block
     "dots": _POLICIES.dots_with_no_batch_dims_saveable,  # store matrix products with weights
+    # store what the language model's projections (adapters added) and attention give: no product runs twice
+    "projections": _POLICIES.save_only_these_names("projection", "attention_out"),
     "names": _POLICIES.save_only_these_names("attention_out", "mlp_hidden"),
     "offload": _POLICIES.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
