@@ -22,7 +22,7 @@ from configs.mixtures import MIXTURES
 # Columns of a row where not 4,096, which chat may use up and 80 classes do (3,815 with COCO's, counted with
 # Llama's tokenizer). Five tiles fill 2,880; beside them the longest questions and answers of this project's
 # wordings take 71 columns (a region), 130 (an edit with its 64 queries), 360 (20 marks) or 384 (23 keypoints
-# of an animal). Segmentation and AP-10K have fewer tiles and more names. All of these share one pass.
+# of an animal). Segmentation and AP-10K have fewer tiles and more names. All of these are one array.
 TILED = 3328
 
 

@@ -73,7 +73,7 @@ class TaskShape:
       pack: put several language-only examples into one row.
       capacities: what the decoder's own collate function needs, for example {"objects": 100}.
       strict: see `CollateSpec`, from where the mixture copies it.
-      length: L, columns of its rows; 0 for those of `CollateSpec`. Tasks of one length share a pass through
+      length: L, columns of its rows; 0 for those of `CollateSpec`. Tasks of one length are one array in
         the language model.
     """
 

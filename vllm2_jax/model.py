@@ -7,13 +7,14 @@
     query banks ----------------------------------- links ---------+                      |
                                                                         decoders <-- links +
 
-All tasks of a batch whose rows are equally long run through the trunk together; each decoder then reads the
-hidden states at its own rows' link columns, so its gradient reaches the query banks and the language model.
+All tasks of a batch run through the language model together, layer by layer, those with equally long rows as
+one array; each decoder then reads the hidden states at its own rows' link columns, so its gradient reaches
+the query banks and the language model.
 """
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -160,20 +161,26 @@ class VisionLLMv2(nnx.Module):
           inputs: the rows of one or more tasks (`batch.merge`).
           key: randomness of training (adapter dropout, sampled regions); None is evaluation.
         """
+        return self.hidden_by_length([inputs], key=key)[0]
+
+    def hidden_by_length(
+        self, inputs: Sequence[Inputs], *, key: jax.Array | None = None
+    ) -> list[Float[Array, "G _ _ D"]]:
+        """As `hidden` for rows of several lengths, which meet every layer together."""
         keys = (None, None) if key is None else jax.random.split(key)
-        x = self.embed(inputs, key=keys[0])
-        hidden = self.llm(
-            flatten_groups(x),
-            positions=flatten_groups(inputs.positions),
-            segments=flatten_groups(inputs.segments),
-            key=keys[1],
-        )
-        return hidden.reshape(x.shape)
+        embedded, rows = [], []
+        for number, one in enumerate(inputs):
+            own = jax.random.fold_in(keys[0], number) if keys[0] is not None and number else keys[0]
+            x = self.embed(one, key=own)
+            embedded.append(x)
+            rows.append((flatten_groups(x), flatten_groups(one.positions), flatten_groups(one.segments)))
+        found = self.llm.together(rows, key=keys[1])
+        return [hidden.reshape(x.shape) for hidden, x in zip(found, embedded, strict=True)]
 
     def losses(
         self, batch: Batch, *, key: jax.Array | None = None
     ) -> tuple[dict[str, Weighted], dict[str, Weighted]]:
-        """Loss terms of all tasks; those with equally long rows share a pass through the trunk.
+        """Loss terms of all tasks.
 
         Args:
           batch: task name -> its rows.
@@ -186,11 +193,19 @@ class VisionLLMv2(nnx.Module):
         rows: dict[str, jax.Array] = {}
         terms: dict[str, Weighted] = {"lm": (jnp.zeros(()), jnp.zeros(()))}
         watch: dict[str, Weighted] = {}
-        for number, length in enumerate(sorted({task.labels.shape[-1] for task in batch.values()})):
-            mine = {name: task for name, task in batch.items() if task.labels.shape[-1] == length}
-            own = jax.random.fold_in(key, number) if key is not None and number else key
-            hidden, loss, sums = self._language_losses(mine, key=own)
-            rows |= hidden
+        lengths = sorted({task.labels.shape[-1] for task in batch.values()})
+        by_length = [
+            {name: task for name, task in batch.items() if task.labels.shape[-1] == length}
+            for length in lengths
+        ]
+        inputs = [
+            merge([task.inputs for task in tasks.values()], self.config.tokens_per_tile)
+            for tasks in by_length
+        ]
+        hidden = self.hidden_by_length(inputs, key=key)
+        for tasks, states in zip(by_length, hidden, strict=True):
+            found, loss, sums = self._language_losses(tasks, states)
+            rows |= found
             terms["lm"] = add(terms["lm"], loss)
             watch |= sums
         for name in sorted({name for task in batch.values() for name in task.targets}):
@@ -198,12 +213,10 @@ class VisionLLMv2(nnx.Module):
         return terms, watch
 
     def _language_losses(
-        self, batch: Batch, *, key: jax.Array | None
+        self, batch: Batch, hidden: jax.Array
     ) -> tuple[dict[str, jax.Array], Weighted, dict[str, Weighted]]:
-        """One pass for tasks of equally long rows: hidden states by task, the loss, values to watch."""
+        """Of tasks of equally long rows: hidden states by task, the loss, values to watch."""
         tasks = list(batch)
-        inputs = merge([batch[task].inputs for task in tasks], self.config.tokens_per_tile)
-        hidden = self.hidden(inputs, key=key)
         labels = [links.mask_labels(batch[task].labels, batch[task].inputs.source) for task in tasks]
         # All tasks at once: the head is gathered, and its gradient scattered, once.
         total, (loss, correct, weight) = total_and_rows(

@@ -120,7 +120,7 @@ def test_rows_have_room_for_their_tiles_and_queries(name):
         tiles = 1 if task == "pose" else shape.tiles  # as many as all of its keypoints leave room for
         assert tiles * sizes.tokens_per_tile + queries <= lengths[task] - 40  # the words of every prompt
     assert lengths["t2i"] == 512 < lengths["edit"]
-    assert len(set(lengths.values())) <= 3  # each length is one more pass through the language model
+    assert len(set(lengths.values())) <= 3  # each is one more program for a layer
 
 
 @pytest.mark.parametrize("name", MIXTURES)

@@ -8,7 +8,7 @@ scanned over a leading `layers` axis. InternLM2 differs in the names and the pac
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -229,7 +229,19 @@ class Llama(nnx.Module):
           segments: a column sees itself and the earlier ones of its segment; 0 is padding.
           key: randomness of adapter dropout; None switches it off.
         """
-        return self._whole(x, positions, segments, key, keep=False)[0]
+        return self.together([(x, positions, segments)], key=key)[0]
+
+    def together(
+        self,
+        rows: Sequence[tuple[Float[Array, "_ _ D"], Int[Array, "_ _"], Int[Array, "_ _"]]],
+        *,
+        key: jax.Array | None = None,
+    ) -> list[Float[Array, "_ _ D"]]:
+        """As calling the model with rows of each length, (x, positions, segments).
+
+        Layer by layer: where weights are split over devices, each is gathered once for all lengths.
+        """
+        return self._whole(rows, key, keep=False)[0]
 
     def prefill(
         self,
@@ -240,7 +252,7 @@ class Llama(nnx.Module):
         columns: int,
     ) -> tuple[Float[Array, "B T D"], Caches]:
         """As calling the model, and every layer's cache of `columns` columns with the first T filled."""
-        hidden, (ks, vs) = self._whole(x, positions, segments, None, keep=True)
+        (hidden,), ((ks, vs),) = self._whole([(x, positions, segments)], None, keep=True)
         empty = KVCache.zeros(x.shape[0], columns, self.config.kv_heads, self.config.head_dim, self.dtype)
         return hidden, tuple(empty.write(0, k, v) for k, v in zip(ks, vs, strict=True))
 
@@ -300,24 +312,28 @@ class Llama(nnx.Module):
                 projection.lora = None
         return copy
 
-    def _whole(self, x, positions, segments, key, *, keep: bool):
-        """Whole rows; with `keep`, also the stacked keys and values of all layers."""
-        cos, sin = rotation(self.config.rope, positions, self.config.head_dim)
+    def _whole(self, rows, key, *, keep: bool):
+        """Hidden states of whole rows; with `keep`, also the stacked keys and values of all layers."""
+        rotations = [rotation(self.config.rope, positions, self.config.head_dim) for _, positions, _ in rows]
         keys = None if key is None else jax.random.split(key, self.config.depth)
 
-        def attend(q, k, v):
+        def attend(segments, q, k, v):
             q, k, v = constrain(q, *_HEADS), constrain(k, *_KV_HEADS), constrain(v, *_KV_HEADS)
             h = attention(q, k, v, causal=True, segments=segments, impl=self.implementation)
             return constrain(h, *_HEADS), ((k, v) if keep else None)
 
-        def body(x, xs):
-            block, key = xs
-            return block(x, cos, sin, attend, key)
+        def body(states, layer):
+            block, key = layer
+            done = []
+            for number, (x, turns, (_, _, segments)) in enumerate(zip(states, rotations, rows, strict=True)):
+                own = jax.random.fold_in(key, number) if key is not None and number else key
+                done.append(block(x, *turns, functools.partial(attend, segments), own))
+            return tuple(x for x, _ in done), tuple(kept for _, kept in done)
 
-        x = constrain(x.astype(self.dtype), "batch", "length", None)
-        x, kept = run(body, x, (self.layers, keys), remat=self.remat, unroll=self.unroll)
+        states = tuple(constrain(x.astype(self.dtype), "batch", "length", None) for x, _, _ in rows)
+        states, kept = run(body, states, (self.layers, keys), remat=self.remat, unroll=self.unroll)
         # Whole rows again: links are read from any column, and labels from the one before.
-        return constrain(self.norm(x), "batch", None, None), kept
+        return [constrain(self.norm(x), "batch", None, None) for x in states], kept
 
 
 def project_to_vocab(hidden: Float[Array, "*B D"], head: Float[Array, "D V"]) -> Float[Array, "*B V"]:

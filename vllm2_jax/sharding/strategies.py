@@ -70,9 +70,12 @@ STRATEGIES: dict[str, Strategy] = {
     "fsdp": Strategy(mesh={"data": 1, "fsdp": -1}, rules=_FSDP),
     "fsdp_tp": Strategy(mesh={"data": 1, "fsdp": -1, "tensor": 2}, rules={**_FSDP, **_TENSOR}),
     # Devices that share rows split the language model's columns: weights are gathered, activations stay where
-    # they are but for attention, where columns are exchanged for heads. Decoders as in fsdp_tp.
+    # they are but for attention, where columns are exchanged for heads. Decoders as in fsdp_tp. Of several
+    # slices each has all weights.
     "fsdp_seq": Strategy(
-        mesh={"data": 1, "fsdp": -1, "tensor": 2}, rules={**_FSDP, **_TENSOR, "length": "tensor"}
+        mesh={"data": 1, "fsdp": -1, "tensor": 2},
+        dcn={"data": -1},
+        rules={**_FSDP, **_TENSOR, "length": "tensor"},
     ),
     # Weights are whole inside each slice: only gradients cross the slow network, once a step.
     "multislice": Strategy(mesh={"data": 1, "fsdp": -1}, dcn={"data": -1}, rules=_FSDP),
