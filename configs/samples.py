@@ -21,7 +21,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import demo
+from configs import talk
 from configs.groups import ALL_BUT_CAPTIONS, GROUPS
 from configs.sizes import CAPTION, TINY_DECODERS
 
@@ -128,7 +128,7 @@ _DECODERS: dict[str, dict[str, Any]] = {
             "vae": {**TINY_DECODERS["instruct_pix2pix"]["vae"], "widths": (16, 32)},
             "size": _EDITED,
             "draws": 2,
-            "noisy_weight": 0.0,
+            "predicts": "noise",
             "objective": "both",
         }
     },
@@ -143,13 +143,14 @@ _RUNS = {
 
 
 def get_config(parts: str = "") -> ml_collections.ConfigDict:
-    """Changes to `configs/demo.py`."""
+    """Changes to `configs/talk.py`."""
     names = (parts or "chat").split("+")
     unknown = sorted(set(names) - set(_RUNS))
     if unknown:
         raise ValueError(f"unknown parts {unknown} of the samples; there are {', '.join(_RUNS)}")
-    config = demo.get_config()
+    config = talk.get_config()
     with config.unlocked(), config.ignore_type():
+        config.model.queries.perception, config.query_std, config.named_links = 4, 1.0, False  # as released
         config.steps = max(_RUNS[name][0] for name in names)
         config.data.length = max(_RUNS[name][1] for name in names)
         config.optimizer.peak = min(_RUNS[name][2] for name in names)

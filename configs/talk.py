@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: a tiny model learns to talk about synthetic scenes, from nothing, on a CPU.
+"""The first stage of the demo: a tiny model learns to talk about synthetic scenes, from nothing, on a CPU.
 
-    make demo
+    python -m launch.train --config configs/talk.py --workdir runs/talk
 
-Chat, captions and regions share one mixed step.
+Chat, captions and regions share one mixed step. `configs/demo.py` goes on from there.
 """
 
 import copy
@@ -18,9 +18,12 @@ def get_config() -> ml_collections.ConfigDict:
     """Changes to `configs/base.py`."""
     config = base.get_config("tiny")
     with config.unlocked():
-        config.steps = 3300
+        config.steps = 2000
         config.dtype = "float32"  # CPUs have no fast bfloat16
         config.unroll = 4
+        config.model.queries.perception = 2
+        config.query_std = 0.02
+        config.named_links = True
         config.model.vision.update(width=128, depth=2, mlp=384)
         config.model.vision_layer = -1
         config.model.regions.hidden = 64
@@ -47,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
         config.data.threads = 1  # scenes are drawn in Python, where more threads wait for each other
         config.eval.tasks = ml_collections.ConfigDict(copy.deepcopy(HELDOUT["synthetic"]))
         config.eval.tasks.chat.datasets.synthetic.update(asked)
-        config.eval.every = 750
+        config.eval.every = 1000
         config.optimizer.peak = 8e-4
         config.optimizer.b2 = 0.95  # 0.999 remembers longer than this run lasts
         config.log_every = 50

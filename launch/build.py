@@ -108,6 +108,8 @@ def model_config(config: Config, tokenizer: Tokenizer) -> ModelConfig:
         regions=RegionConfig(**sizes["regions"], width=vision.width, width_out=llm.width, patch=vision.patch),
         llm=llm,
         queries=QueryCounts(**sizes["queries"]),
+        query_std=config.query_std,
+        named_links=config.named_links,
         decoders=decoder_configs(sizes["decoders"], config.dtype),
         dtype=config.dtype,
         remat=config.remat.to_dict(),

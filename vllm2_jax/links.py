@@ -8,6 +8,7 @@ number of links a row, decided per column. Source: paper section 3.2, official `
 426-522.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -30,8 +31,9 @@ from vllm2_jax.tokens import BANKS, QueryCounts
 class QueryBanks(nnx.Module):
     """The learned queries of all links; `[DET]`, `[GRD]` and `[SEG]` share one bank."""
 
-    def __init__(self, counts: QueryCounts, width: int, *, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(1.0)  # PyTorch's default for an embedding, which the official keeps
+    def __init__(self, counts: QueryCounts, width: int, *, std: float = 1.0, rngs: nnx.Rngs):
+        """Draws queries of this size; 1 is PyTorch's for an embedding, which the official code keeps."""
+        init = nnx.initializers.normal(std)
         for bank in BANKS:
             shape = (counts.of(bank), width)
             setattr(self, bank, param(init, rngs, shape, ("queries", "embed")))
@@ -83,10 +85,26 @@ def read(hidden: Float[Array, "G r L D"], rows: TaskRows) -> Links:
     return Links(states.reshape(groups, count, links, queries, hidden.shape[-1]), rows.link_valid)
 
 
-def mask_labels(labels: Int[Array, "G r L"], source: Int[Array, "G r L"]) -> Int[Array, "G r L"]:
+def mask_labels(labels: Int[Array, "G r L"], inputs: Inputs, *, names: bool = False) -> Int[Array, "G r L"]:
     """Labels with the query columns ignored: nothing is predicted inside a link.
 
     The routing token stays a target, so the model learns when to call a decoder; the token after a link is
     predicted from its last query. Image columns are ignored by the collator already.
+
+    Args:
+      labels: a token each, or `IGNORE`.
+      inputs: of the same rows.
+      names: all queries but the last learn to say the token in front of the link, which ends its name. A
+        language model from nothing gives all links nearly one state, and a decoder from nothing does not ask
+        it for more; with this they differ from early on. Not official.
     """
-    return jnp.where(source == LINK, IGNORE, labels)
+    inside = inputs.source == LINK
+    if not names:
+        return jnp.where(inside, IGNORE, labels)
+    column = jnp.arange(labels.shape[-1])
+    routing = jax.lax.cummax(jnp.where(inside, 0, column), axis=labels.ndim - 1)
+    name = jnp.take_along_axis(inputs.tokens, jnp.maximum(routing - 1, 0), axis=-1)
+    answered = jnp.take_along_axis(labels, routing, axis=-1) != IGNORE  # links of a question are only read
+    # A label is read from the column before it, and the first query's from the routing token.
+    said = answered & (column - routing > 1)
+    return jnp.where(inside, jnp.where(said, name, IGNORE), labels)

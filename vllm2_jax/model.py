@@ -13,6 +13,7 @@ the query banks and the language model.
 """
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,6 +45,8 @@ class ModelConfig:
       vision_layer: which of the tower's hidden states feeds the bridge: -2 with CLIP, -1 with InternViT.
       bridge, regions, llm: the other parts of the trunk.
       queries: queries of a link.
+      query_std: size of fresh ones. Beside a language model from nothing 1 drowns what is in front of a link.
+      named_links: queries learn to say the name in front of them, see `links.mask_labels`.
       decoders: decoder name -> its own config; absent ones are not built.
       dtype: precision of products and activations.
       remat: what the backward pass of "vision" and "llm" keeps; keys of `nn.stack.REMAT`.
@@ -59,6 +62,8 @@ class ModelConfig:
     llm: LlamaConfig
     vision_layer: int = -2
     queries: QueryCounts = dataclasses.field(default_factory=QueryCounts)
+    query_std: float = 1.0
+    named_links: bool = False
     decoders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = "bfloat16"
     remat: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"vision": "none", "llm": "none"})
@@ -85,7 +90,7 @@ class VisionLLMv2(nnx.Module):
         self.vision = build_vision(config.vision, dtype=dtype, remat=config.remat["vision"], rngs=rngs)
         self.bridge = Bridge(config.bridge, dtype=dtype, rngs=rngs)
         self.regions = RegionEncoder(config.regions, dtype=dtype, rngs=rngs)
-        self.queries = links.QueryBanks(config.queries, config.llm.width, rngs=rngs)
+        self.queries = links.QueryBanks(config.queries, config.llm.width, std=config.query_std, rngs=rngs)
         self.llm = Llama(
             config.llm,
             dtype=dtype,
@@ -217,7 +222,8 @@ class VisionLLMv2(nnx.Module):
     ) -> tuple[dict[str, jax.Array], Weighted, dict[str, Weighted]]:
         """Of tasks of equally long rows: hidden states by task, the loss, values to watch."""
         tasks = list(batch)
-        labels = [links.mask_labels(batch[task].labels, batch[task].inputs.source) for task in tasks]
+        mask = functools.partial(links.mask_labels, names=self.config.named_links)
+        labels = [mask(batch[task].labels, batch[task].inputs) for task in tasks]
         # All tasks at once: the head is gathered, and its gradient scattered, once.
         total, (loss, correct, weight) = total_and_rows(
             flatten_groups(hidden),

@@ -77,7 +77,7 @@ def _one(folder: pathlib.Path, name: str, data: dict[str, np.ndarray]) -> Iterat
     keep = valid[:, -tail.shape[1] :]
     yield "logits", logits[:, -tail.shape[1] :][keep], tail[keep]
 
-    labels = links.mask_labels(jnp.asarray(data["labels"])[None], inputs.source)
+    labels = links.mask_labels(jnp.asarray(data["labels"])[None], inputs)
     yield "labels after masking", np.asarray(labels)[0], data["labels_after"]
     if name == "full_mismatch" or "sample_points_rc" in data:
         return  # the official loss is multiplied by 0; or the region pooling was drawn at random

@@ -45,7 +45,7 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
     merged = hidden(model.llm.merged(), embedded)
     yield "hidden states of merged kernels", np.asarray(merged)[valid], data["last_hidden_state"][valid]
 
-    labels = links.mask_labels(jnp.asarray(data["labels"])[None], inputs.source)[0]
+    labels = links.mask_labels(jnp.asarray(data["labels"])[None], inputs)[0]
     yield "labels after masking", np.asarray(labels), data["labels_after"]
     graph, params = nnx.split(model)
 
