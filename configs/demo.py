@@ -14,14 +14,14 @@ from configs.mixtures import HELDOUT, MIXTURES
 from configs.sizes import SCENE_DECODERS
 
 _SEEING = ("synthetic_perception", "synthetic_pose")
-_ROWS = {"chat": 5, "caption": 3, "region": 3, "det": 8, "grd": 5, "seg": 3, "pose": 4}
+_ROWS = {"chat": 5, "caption": 3, "region": 3, "det": 6, "grd": 5, "seg": 3, "pose": 5}
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Changes to `configs/talk.py`."""
     config = talk.get_config()
     with config.unlocked(), config.ignore_type():
-        config.steps = 1600
+        config.steps = 1500
         config.model.decoders = {name: SCENE_DECODERS[name] for name in ("grounding_dino", "unipose")}
         mixture = config.data.mixture
         for name in _SEEING:
@@ -31,11 +31,13 @@ def get_config() -> ml_collections.ConfigDict:
             mixture[task].rows = rows
         mixture.chat.datasets.synthetic.turns = 3
         config.data.length = 120
-        config.eval.every = 800
+        config.eval.every = 750
+        config.eval.quick = 40
         config.init.weights = "runs/talk"
         config.init.fresh = r"^decoders/"
         config.optimizer.groups = (
             (r"^decoders/", 2.5),  # at 1.0 backbones take twice as many steps to tell shapes apart
-            (r"^(vision|bridge|regions|llm|queries)/", 1.0),
+            (r"^queries/", 1.0),
+            (r"^(vision|bridge|regions|llm)/", 0.5),  # they can talk already
         )
     return config

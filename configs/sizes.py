@@ -202,7 +202,7 @@ TINY_DECODERS: dict[str, dict[str, Any]] = {
 # The released coefficients of losses are for a language model that can speak. One that starts from nothing
 # would hear little but the many terms of its decoders. Those do not mind: Adam divides by a gradient's size.
 _QUIET = 0.05
-_BOX = {"class_weight": 2.0 * _QUIET, "box_weight": 5.0 * _QUIET, "giou_weight": 2.0 * _QUIET}
+_BOX = {"class_weight": 4.0 * _QUIET, "box_weight": 5.0 * _QUIET, "giou_weight": 2.0 * _QUIET}
 
 # The same for scenes of a few things, beside a language model that learns to speak.
 SCENE_DECODERS: dict[str, dict[str, Any]] = {

@@ -3,7 +3,8 @@
 
     python -m launch.train --config configs/talk.py --workdir runs/talk
 
-Chat, captions and regions share one mixed step. `configs/demo.py` goes on from there.
+Chat, captions, regions and the wording of answers with links, which name things, share one mixed step.
+`configs/demo.py` goes on from there.
 """
 
 import copy
@@ -11,14 +12,14 @@ import copy
 import ml_collections
 
 from configs import base
-from configs.mixtures import HELDOUT
+from configs.mixtures import HELDOUT, MIXTURES
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Changes to `configs/base.py`."""
     config = base.get_config("tiny")
     with config.unlocked():
-        config.steps = 2000
+        config.steps = 1800
         config.dtype = "float32"  # CPUs have no fast bfloat16
         config.unroll = 4
         config.model.queries.perception = 2
@@ -45,12 +46,17 @@ def get_config() -> ml_collections.ConfigDict:
                 ("region", 8, 1, {}),
             )
         }
+        # Without their decoders: how links are called, and what they are called.
+        for name in ("synthetic_perception", "synthetic_pose"):
+            for task, entry in MIXTURES[name].items():
+                words = {"rows": 2, "tiles": 1, "length": 112, "datasets": entry["datasets"]}
+                config.data.mixture[task] = ml_collections.ConfigDict(words)
         config.data.groups = 1
         config.data.length = 80
         config.data.threads = 1  # scenes are drawn in Python, where more threads wait for each other
         config.eval.tasks = ml_collections.ConfigDict(copy.deepcopy(HELDOUT["synthetic"]))
         config.eval.tasks.chat.datasets.synthetic.update(asked)
-        config.eval.every = 1000
+        config.eval.every = 900
         config.optimizer.peak = 8e-4
         config.optimizer.b2 = 0.95  # 0.999 remembers longer than this run lasts
         config.log_every = 50

@@ -256,8 +256,7 @@ def slots(asked: Asked) -> list[str]:
 def links(asked: Asked, run: Run) -> list[str]:
     """What fills the answer: names with links."""
     counts, token = run.model.queries, TASKS[asked.task].token
-    # A phrase is not repeated in the answer.
-    classes = [link("" if token == "grd" else name, token, counts) for name in asked.classes]
+    classes = [link(name, token, counts) for name in asked.classes]
     keypoints = [link(name, "pose", counts) for name in asked.keypoints]
     return [", ".join(classes), *([", ".join(keypoints)] if keypoints else [])]
 

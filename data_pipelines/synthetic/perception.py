@@ -47,8 +47,7 @@ def refer(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Set
         return None
     phrase = phrases[rng.integers(len(phrases))]
     targets = _objects(seen, seen.masks[number : number + 1], np.zeros(1, np.int64))
-    # The answer does not repeat the expression, as in the official data: its link has no name in front.
-    return _built("grd", rng, settings, [phrase], [([""], "grd")], targets, {"expression": phrase})
+    return _built("grd", rng, settings, [phrase], [([phrase], "grd")], targets, {"expression": phrase})
 
 
 def segment(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Settings) -> Built | None:
