@@ -30,7 +30,6 @@ def get_config() -> ml_collections.ConfigDict:
         for task, rows in _ROWS.items():
             mixture[task].rows = rows
         mixture.chat.datasets.synthetic.turns = 3
-        config.data.length = 120
         config.eval.every = 750
         config.eval.quick = 40
         config.init.weights = "runs/talk"

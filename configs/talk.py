@@ -41,18 +41,18 @@ def get_config() -> ml_collections.ConfigDict:
                 "datasets": {"synthetic": {"task": task, **options}},
             }
             for task, rows, regions, options in (
-                ("chat", 14, 0, asked),
-                ("caption", 10, 0, {}),
-                ("region", 8, 1, {}),
+                ("chat", 8, 0, {**asked, "turns": 2}),
+                ("caption", 8, 0, {}),
+                ("region", 5, 2, {"turns": 2}),
             )
         }
         # Without their decoders: how links are called, and what they are called.
         for name in ("synthetic_perception", "synthetic_pose"):
             for task, entry in MIXTURES[name].items():
-                words = {"rows": 2, "tiles": 1, "length": 112, "datasets": entry["datasets"]}
+                words = {"rows": 1, "tiles": 1, "datasets": entry["datasets"]}
                 config.data.mixture[task] = ml_collections.ConfigDict(words)
         config.data.groups = 1
-        config.data.length = 80
+        config.data.length = 120
         config.data.threads = 1  # scenes are drawn in Python, where more threads wait for each other
         config.eval.tasks = ml_collections.ConfigDict(copy.deepcopy(HELDOUT["synthetic"]))
         config.eval.tasks.chat.datasets.synthetic.update(asked)
