@@ -11,6 +11,7 @@ from typing import Any
 from configs.mixtures_detection import DETECTION, DETECTION_HELDOUT
 from configs.mixtures_grounding import GROUNDING, GROUNDING_HELDOUT
 from configs.mixtures_pose import POSE, POSE_HELDOUT
+from configs.sizes import CAPTION
 
 # Every scene has one tile; the rows of a group are those of an ordinary batch, interleaved.
 _SYNTHETIC = {
@@ -57,6 +58,24 @@ _SYNTHETIC_POSE: dict[str, dict[str, Any]] = {
     }
 }
 
+# What the decoders that paint learn from scenes with one huge thing; every fourth pair of shape and colour is
+# held out.
+_SYNTHETIC_PAINTING: dict[str, dict[str, Any]] = {
+    task: {
+        "rows": 4,
+        "length": 96,
+        "tiles": tiles,
+        "decoder": decoder,
+        "links": {link: 1},
+        "capacities": {"size": 16, "caption": CAPTION},
+        "datasets": {"synthetic": {"task": task, "level": "close", "novel": True, "decoder_size": 16}},
+    }
+    for task, decoder, link, tiles in (
+        ("t2i", "stable_diffusion", "gen", 0),
+        ("edit", "instruct_pix2pix", "edit", 1),
+    )
+}
+
 # Sizes of the parts from paper table A11; the proportions between datasets were not published, so weights are
 # their listed sizes in thousands.
 _CAPTIONS = {
@@ -98,6 +117,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "detection": DETECTION,
     "grounding": GROUNDING,
     "synthetic_pose": _SYNTHETIC_POSE,
+    "synthetic_painting": _SYNTHETIC_PAINTING,
     "pose": POSE,
     # Stage 1, first phase: one padded tile, captions without a question.
     "stage1_pretrain": {
@@ -132,6 +152,8 @@ _METRICS = {
     "grd": ("refer",),
     "seg": ("semantic",),
     "pose": ("keypoints", "box"),
+    "t2i": ("agreement",),
+    "edit": ("edits",),
 }
 
 
@@ -158,6 +180,7 @@ HELDOUT: dict[str, dict[str, Any]] = {
     },
     "synthetic_perception": _held_out(_perception("bold")),
     "synthetic_pose": _held_out(_SYNTHETIC_POSE),
+    "synthetic_painting": _held_out(_SYNTHETIC_PAINTING),
     "detection": DETECTION_HELDOUT,
     "grounding": GROUNDING_HELDOUT,
     "pose": POSE_HELDOUT,

@@ -129,6 +129,8 @@ _DECODERS: dict[str, dict[str, Any]] = {
             "size": _EDITED,
             "draws": 2,
             "predicts": "noise",
+            "caption_weight": 0.1,
+            "kl_weight": 1e-4,
             "objective": "both",
         }
     },

@@ -129,11 +129,15 @@ _PAINTER: dict[str, Any] = {
     },
     "mapper": {"heads": 4, "mlp": 192},
     "size": 16,
-    "kl_weight": 1e-4,
+    "caption_weight": 10.0,
+    "kl_weight": 1e-3,
     "drop_rate": 0.05,
     "draws": 4,
-    "noisy_weight": 0.5,
+    "predicts": "velocity",
+    "objective": "both",
 }
+
+PAINTERS = ("stable_diffusion", "instruct_pix2pix")
 
 # Decoders that learn a few photos or synthetic scenes on a laptop, from nothing.
 TINY_DECODERS: dict[str, dict[str, Any]] = {
@@ -224,5 +228,14 @@ SCENE_DECODERS: dict[str, dict[str, Any]] = {
             **_BOX,
             "keypoint_weight": 10.0 * _QUIET,
         },
+    },
+    **{
+        name: {
+            **TINY_DECODERS[name],
+            "noise_weight": _QUIET,
+            "reconstruction_weight": _QUIET,
+            "kl_weight": 1e-3 * _QUIET,
+        }
+        for name in PAINTERS
     },
 }

@@ -52,7 +52,7 @@ def losses(
 
     def seen(painter, hidden):
         states, _ = painter.text_states(links(folder, data, hidden, edits=edits))
-        x = painter.noisy(targets, draws)
+        x = painter.noisy(painter.latents(targets, draws), draws)
         if edits:
             x = jnp.concatenate([x, painter.dropped_source(targets, draws)], axis=-1)
         context = painter.context(states, draws)

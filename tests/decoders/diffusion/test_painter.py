@@ -113,21 +113,25 @@ def test_several_noisy_versions_of_a_picture(edits):
     np.testing.assert_allclose(one["caption"][0] * 2, other["caption"][0], rtol=1e-5)
 
 
-# Both decoders weigh in the same lines of `Painter.losses`.
+# Both decoders measure in the same lines of `Painter.losses`.
 @pytest.mark.parametrize("edits", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_noisy_rows_may_count_more(edits):
-    """With p = 1 the loss is that of the latents' velocity: 1 / A_t times that of the noise."""
+def test_velocity_instead_of_noise(edits):
+    """The loss is that of the noise which samplers get to see, divided by A_t."""
     row = read_targets(targets(1, edits=edits), edits=edits)
+    changes = {"predicts": "velocity", "noise_weight": 0.5, "drop_rate": 0.0}
+    swift = randomized(lambda: make(edits=edits, **changes), std=0.1)
 
     @jax.jit
-    def noise(painter, time):
+    def measure(painter, time):
         draws = dataclasses.replace(painter.draw(jax.random.key(0), 1, row), time=time[None])
-        return painter.noise_losses(links(1), row, draws)["noise"][0]
+        x, (states, _) = painter.noisy(painter.latents(row, draws), draws), painter.text_states(links(1))
+        x = jnp.concatenate([x, painter.dropped_source(row, draws)], axis=-1) if edits else x
+        error = jnp.square(painter.predict_noise(x, draws.time, states) - draws.noise).mean()
+        return painter.noise_losses(links(1), row, draws)["noise"][0], error
 
-    weighted = randomized(lambda: make(edits=edits, noisy_weight=1.0), std=0.1)
     for time in (0, 500, 999):
-        want = noise(painter(edits), jnp.asarray(time)) / kept_share(ScheduleConfig())[time]
-        np.testing.assert_allclose(noise(weighted, jnp.asarray(time)), want, rtol=1e-5)
+        loss, error = measure(swift, jnp.asarray(time))
+        np.testing.assert_allclose(loss, 0.5 * error / kept_share(ScheduleConfig())[time], rtol=2e-3)
 
 
 def test_share_of_rows_that_lose_text_or_picture():
@@ -304,6 +308,7 @@ def test_what_raises():
         ({"objective": "v"}, "objective='v'"),
         ({"drop_rate": 0.4}, "drop_rate=0.4"),
         ({"draws": 0}, "draws=0"),
+        ({"predicts": "v"}, "predicts='v'"),
     ):
         with pytest.raises(ValueError, match=message):
             config(edits=False, **wrong)

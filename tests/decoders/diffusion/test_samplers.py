@@ -8,7 +8,7 @@ import pytest
 
 from vllm2_jax.decoders.diffusion.config import SamplingConfig, ScheduleConfig
 from vllm2_jax.decoders.diffusion.samplers import SAMPLERS, make_plan, sample
-from vllm2_jax.decoders.diffusion.schedule import add_noise, kept_share
+from vllm2_jax.decoders.diffusion.schedule import add_noise, kept_share, noise_of, share_at, velocity
 
 SCHEDULE = ScheduleConfig()
 PICTURE = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32))
@@ -94,6 +94,21 @@ def test_leading_times_do_not_leave_the_schedule():
     with pytest.raises(ValueError, match="steps=1000: this sampler takes at most 500"):
         plan("ddim", 1000, room=1000)
     assert plan("ddim", 500, room=500).time[0] == 999
+
+
+def test_noise_is_known_from_velocity():
+    time, noise = jnp.array([0, 999]), jax.random.normal(jax.random.key(0), PICTURE.shape)
+    noisy = add_noise(PICTURE, noise, time, SCHEDULE)
+    found = noise_of(velocity(PICTURE, noise, time, SCHEDULE), noisy, time, SCHEDULE)
+    np.testing.assert_allclose(found, noise, atol=1e-4)
+
+
+def test_share_between_two_steps_is_what_euler_ancestral_scales_by():
+    table = plan("euler_ancestral", 20)
+    np.testing.assert_allclose(
+        jnp.sqrt(share_at(jnp.asarray(table.time[:20]), SCHEDULE)), table.scale[:20], rtol=1e-4
+    )
+    np.testing.assert_allclose(share_at(jnp.arange(1000), SCHEDULE), kept_share(SCHEDULE), rtol=1e-4)
 
 
 def test_noise_is_float32_from_the_first_step_on():

@@ -4,6 +4,7 @@
 import dataclasses
 
 OBJECTIVES = ("noise", "autoencoder", "both")
+PREDICTS = ("noise", "velocity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,13 +167,15 @@ class PainterConfig:
       caption_weight: coefficient of the caption alignment loss.
       draws: how many noisy versions of a picture train at once. The loss is the same on average; a small
         picture's share of the language model's and the autoencoder's work is paid once for all of them.
-      noisy_weight: p; a row's noise loss counts A_t^-p times, A_t being what its time step leaves of the
-        latents' variance. 0 is the official loss. Of a few cells little noise hides what a picture shows, so
-        that its words matter only where there is much, and there they change the predicted noise little.
+      predicts: what the UNet's output means. "noise" is Stable Diffusion 1.5. "velocity", as in Stable
+        Diffusion 2 (Salimans and Ho, 2202.00512), is how the latents change as noise grows: at the last time
+        step minus the picture. There words decide about a small picture, and there a network that predicts
+        noise has to copy its input to a few percent, while they change its loss by less than that.
       objective: "noise" trains the noise predictor, as the official stages do, which start from a trained
         autoencoder. For models that start from nothing: "autoencoder" trains that alone, a stage of its own;
         "both" trains it beside the noise predictor, whose loss does not reach it.
-      kl_weight: of the autoencoder's prior, where it is trained.
+      noise_weight: coefficient of the noise prediction.
+      reconstruction_weight, kl_weight: of the autoencoder's error and prior, where it is trained.
       dtype: of products and activations; losses, schedule and samplers are float32.
     """
 
@@ -186,8 +189,10 @@ class PainterConfig:
     drop_rate: float = 0.1
     caption_weight: float = 0.1
     draws: int = 1
-    noisy_weight: float = 0.0
+    predicts: str = "noise"
     objective: str = "noise"
+    noise_weight: float = 1.0
+    reconstruction_weight: float = 1.0
     kl_weight: float = 1e-6
     dtype: str = "bfloat16"
 
@@ -201,6 +206,8 @@ class PainterConfig:
             raise ValueError(f"size={self.size} is no multiple of the autoencoder's factor {self.vae.factor}")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective={self.objective!r} is none of {', '.join(OBJECTIVES)}")
+        if self.predicts not in PREDICTS:
+            raise ValueError(f"predicts={self.predicts!r} is none of {', '.join(PREDICTS)}")
         if self.draws < 1:
             raise ValueError(f"draws={self.draws}: a picture needs at least one noisy version")
         if not 0 <= 3 * self.drop_rate <= 1:

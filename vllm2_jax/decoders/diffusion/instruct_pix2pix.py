@@ -30,8 +30,9 @@ class InstructPix2Pix(Painter):
     def noise_losses(self, links: Links, targets: Targets, draws: Draws) -> dict[str, Weighted]:
         """The losses for given draws, one or more a link; targets are those of the N = B * K links."""
         states, valid = self.text_states(links)
-        x = jnp.concatenate([self.noisy(targets, draws), self.dropped_source(targets, draws)], axis=-1)
-        return self.losses(x, states, valid, targets, draws)
+        latents = self.latents(targets, draws)
+        x = jnp.concatenate([self.noisy(latents, draws), self.dropped_source(targets, draws)], axis=-1)
+        return self.losses(x, latents, states, valid, targets, draws)
 
     def dropped_source(self, targets: Targets, draws: Draws) -> Float[Array, "B h w L"]:
         """The picture to edit as the UNet sees it in training.
@@ -91,7 +92,8 @@ class InstructPix2Pix(Painter):
 
         def predict(latents: Float[Array, "N h w L"], time: Float[Array, ""]) -> Float[Array, "N h w L"]:
             x = jnp.concatenate([side_by_side(latents, latents, latents), pictures], axis=-1)
-            both, only_picture, neither = apart(self.unet(x, jnp.full(len(x), time), context), 3)
+            found = self.predict_noise(x, jnp.full(len(x), time), context)
+            both, only_picture, neither = apart(found, 3)
             return neither + text * (both - only_picture) + image * (only_picture - neither)
 
         return predict

@@ -21,7 +21,7 @@ from vllm2_jax.batch import Links, Weighted
 from vllm2_jax.decoders.diffusion.config import PainterConfig
 from vllm2_jax.decoders.diffusion.mapper import Mapper
 from vllm2_jax.decoders.diffusion.samplers import Plan, Predict, make_plan, sample
-from vllm2_jax.decoders.diffusion.schedule import add_noise, kept_share
+from vllm2_jax.decoders.diffusion.schedule import add_noise, noise_of, velocity
 from vllm2_jax.decoders.diffusion.targets import Request, Targets, read_targets, to_pixels
 from vllm2_jax.decoders.diffusion.text import CLIPText
 from vllm2_jax.decoders.diffusion.unet import UNet
@@ -118,11 +118,27 @@ class Painter(nnx.Module):
             drop=jax.random.uniform(drop, (rows,)),
         )
 
-    def noisy(self, targets: Targets, draws: Draws) -> Float[Array, "B h w L"]:
-        """Latents of the pictures to make, with noise; one for each draw."""
+    def latents(self, targets: Targets, draws: Draws) -> Float[Array, "B h w L"]:
+        """Scaled latents of the pictures to make; one for each draw."""
         moments = self.moments(targets.image, targets.moments)
-        latents = draw_latents(for_links(moments, len(draws.time) // len(moments)), draws.posterior)
-        return add_noise(latents * self.config.vae.scale, draws.noise, draws.time, self.config.schedule)
+        copies = len(draws.time) // len(moments)
+        return draw_latents(for_links(moments, copies), draws.posterior) * self.config.vae.scale
+
+    def noisy(self, latents: Float[Array, "B h w L"], draws: Draws) -> Float[Array, "B h w L"]:
+        """Latents with the noise of their draws."""
+        return add_noise(latents, draws.noise, draws.time, self.config.schedule)
+
+    def predict_noise(
+        self,
+        x: Float[Array, "B h w C"],
+        time: Float[Array, " B"] | Int[Array, " B"],
+        context: Float[Array, "B T W"],
+    ) -> Float[Array, "B h w L"]:
+        """What samplers ask for, whatever the UNet predicts; as `unet.UNet`."""
+        found = self.unet(x, time, context)
+        if self.config.predicts == "velocity":
+            return noise_of(found, x[..., : self.config.vae.latent], time, self.config.schedule)
+        return found
 
     def context(self, states: Float[Array, "B T W"], draws: Draws) -> Float[Array, "B T W"]:
         """What the UNet gets to read in training: a share of 2 r of the rows loses its text.
@@ -135,6 +151,7 @@ class Painter(nnx.Module):
     def losses(
         self,
         x: Float[Array, "B h w C"],
+        latents: Float[Array, "B h w L"],
         states: Float[Array, "N T W"],
         valid: Bool[Array, " N"],
         targets: Targets,
@@ -142,8 +159,11 @@ class Painter(nnx.Module):
     ) -> dict[str, Weighted]:
         """Noise prediction and caption alignment; rows that lose their text for the UNet keep the latter.
 
+        Squared errors of velocities are those of noise, divided by A_t.
+
         Args:
           x: input of the UNet for every draw, B = N * C.
+          latents: what is in `x` behind the noise.
           states: text states of every row.
           valid: rows that count.
           targets: `caption` or `caption_states` are read.
@@ -151,10 +171,10 @@ class Painter(nnx.Module):
         """
         copies = len(x) // len(states)
         predicted = self.unet(x, draws.time, self.context(for_links(states, copies), draws))
-        error = jnp.square(predicted - draws.noise)
-        if self.config.noisy_weight:
-            kept = jnp.asarray(kept_share(self.config.schedule))[draws.time]
-            error = error * kept[:, None, None, None] ** -self.config.noisy_weight
+        goal = draws.noise
+        if self.config.predicts == "velocity":
+            goal = velocity(latents, draws.noise, draws.time, self.config.schedule)
+        error = self.config.noise_weight * jnp.square(predicted - goal)
         terms = {"noise": row_mean(error, for_links(valid, copies))}
         wanted = targets.caption_states
         if wanted is None:
@@ -176,7 +196,7 @@ class Painter(nnx.Module):
         logvar = logvar + 2 * jnp.log(scale)
         divergence = 0.5 * (jnp.square(mean * scale) + jnp.exp(logvar) - 1 - logvar)
         return {
-            "autoencoder": row_mean(error, valid),
+            "autoencoder": row_mean(self.config.reconstruction_weight * error, valid),
             "prior": row_mean(self.config.kl_weight * divergence, valid),
         }
 

@@ -21,6 +21,35 @@ def kept_share(config: ScheduleConfig) -> np.ndarray:
     return np.cumprod(1 - roots**2)
 
 
+def share_at(time: Float[Array, "*B"] | Int[Array, "*B"], config: ScheduleConfig) -> Float[Array, "*B"]:
+    """A_t, also between two time steps, where noise over signal is interpolated as Euler ancestral does."""
+    kept = kept_share(config)
+    ratio = jnp.interp(time, jnp.arange(config.steps), jnp.asarray(np.sqrt((1 - kept) / kept)))
+    return 1 / (1 + jnp.square(ratio))
+
+
+def velocity(
+    latents: Float[Array, "B h w L"],
+    noise: Float[Array, "B h w L"],
+    time: Int[Array, " B"],
+    config: ScheduleConfig,
+) -> Float[Array, "B h w L"]:
+    """sqrt(A_t) noise - sqrt(1 - A_t) latents: what to predict instead of the noise."""
+    kept = jnp.asarray(kept_share(config))[time][:, None, None, None]
+    return jnp.sqrt(kept) * noise - jnp.sqrt(1 - kept) * latents
+
+
+def noise_of(
+    velocity: Float[Array, "B h w L"],
+    noisy: Float[Array, "B h w L"],
+    time: Float[Array, " B"] | Int[Array, " B"],
+    config: ScheduleConfig,
+) -> Float[Array, "B h w L"]:
+    """The noise in noisy latents whose velocity is known."""
+    kept = share_at(time, config)[:, None, None, None]
+    return jnp.sqrt(kept) * velocity + jnp.sqrt(1 - kept) * noisy
+
+
 def add_noise(
     latents: Float[Array, "B h w L"],
     noise: Float[Array, "B h w L"],

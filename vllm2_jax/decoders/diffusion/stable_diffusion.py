@@ -27,7 +27,8 @@ class StableDiffusion(Painter):
     def noise_losses(self, links: Links, targets: Targets, draws: Draws) -> dict[str, Weighted]:
         """The losses for given draws, one or more a link; targets are those of the N = B * K links."""
         states, valid = self.text_states(links)
-        return self.losses(self.noisy(targets, draws), states, valid, targets, draws)
+        latents = self.latents(targets, draws)
+        return self.losses(self.noisy(latents, draws), latents, states, valid, targets, draws)
 
     def predict(self, links: Links, inputs: Any, *, key: jax.Array) -> UInt8[Array, "B K S S 3"]:
         """A picture for every link, those that are not valid included.
@@ -57,7 +58,7 @@ class StableDiffusion(Painter):
 
         def predict(latents: Float[Array, "N h w L"], time: Float[Array, ""]) -> Float[Array, "N h w L"]:
             x = side_by_side(latents, latents)
-            without, with_text = apart(self.unet(x, jnp.full(len(x), time), context), 2)
+            without, with_text = apart(self.predict_noise(x, jnp.full(len(x), time), context), 2)
             return without + weight * (with_text - without)
 
         return predict
