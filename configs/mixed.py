@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: a tiny model that can talk learns to detect, refer, segment and find keypoints in scenes.
+"""Talk and sight: a tiny model that can talk learns to detect, refer, segment and find keypoints in scenes.
 
-    make demo
+    python -m launch.train --config configs/talk.py --workdir runs/talk
+    python -m launch.train --config configs/mixed.py --workdir runs/mixed
+    python -m launch.evaluate --config configs/mixed.py --workdir runs/mixed
 
 In two stages, as the paper's: `configs/talk.py` first, from nothing; then all tasks in one mixed step, with
 decoders from nothing. On a CPU.
@@ -21,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Changes to `configs/talk.py`."""
     config = talk.get_config()
     with config.unlocked(), config.ignore_type():
-        config.steps = 1500
+        config.steps = 1300
         config.model.decoders = {name: SCENE_DECODERS[name] for name in ("grounding_dino", "unipose")}
         mixture = config.data.mixture
         for name in _SEEING:
@@ -30,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
         for task, rows in _ROWS.items():
             mixture[task].rows = rows
         mixture.chat.datasets.synthetic.turns = 3
-        config.eval.every = 750
+        config.eval.every = 650
         config.eval.quick = 40
         config.init.weights = "runs/talk"
         config.init.fresh = r"^decoders/"

@@ -21,7 +21,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import talk
+from configs import demo
 from configs.groups import ALL_BUT_CAPTIONS, GROUPS
 from configs.sizes import CAPTION, TINY_DECODERS
 
@@ -145,14 +145,13 @@ _RUNS = {
 
 
 def get_config(parts: str = "") -> ml_collections.ConfigDict:
-    """Changes to `configs/talk.py`."""
+    """Changes to `configs/demo.py`."""
     names = (parts or "chat").split("+")
     unknown = sorted(set(names) - set(_RUNS))
     if unknown:
         raise ValueError(f"unknown parts {unknown} of the samples; there are {', '.join(_RUNS)}")
-    config = talk.get_config()
+    config = demo.get_config()
     with config.unlocked(), config.ignore_type():
-        config.model.queries.perception, config.query_std, config.named_links = 4, 1.0, False  # as released
         config.steps = max(_RUNS[name][0] for name in names)
         config.data.length = max(_RUNS[name][1] for name in names)
         config.optimizer.peak = min(_RUNS[name][2] for name in names)

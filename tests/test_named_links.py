@@ -8,9 +8,9 @@ import pytest
 from vllm2_jax.batch import IGNORE, LINK, TEXT, Inputs
 from vllm2_jax.links import mask_labels
 
-CAT, DET, EMB, COMMA, DOG = 5, 6, 7, 8, 9
+BIG, CAT, DET, EMB, COMMA, DOG = 4, 5, 6, 7, 8, 9
 #         question's link     |  answer: name, routing token, queries ...
-TOKENS = [CAT, DET, EMB, EMB, EMB, CAT, DET, EMB, EMB, EMB, COMMA, DOG, DET, EMB, EMB, EMB]
+TOKENS = [CAT, DET, EMB, EMB, EMB, BIG, CAT, DET, EMB, EMB, EMB, COMMA, DOG, DET, EMB, EMB, EMB]
 ANSWER = 5
 
 
@@ -39,15 +39,15 @@ def labels(inputs):
 def test_nothing_is_said_inside_a_link(inputs, labels):
     found = np.asarray(mask_labels(labels, inputs))[0, 0]
     assert found[ANSWER:].tolist() == [
-        CAT, DET, IGNORE, IGNORE, IGNORE, COMMA, DOG, DET, IGNORE, IGNORE, IGNORE
+        BIG, CAT, DET, IGNORE, IGNORE, IGNORE, COMMA, DOG, DET, IGNORE, IGNORE, IGNORE
     ]  # fmt: skip
     assert (found[:ANSWER] == IGNORE).all()
 
 
 def test_queries_say_the_name_before_their_link(inputs, labels):
-    """A label is read from the column before it: those of the second and third query train the first two."""
+    """Backwards; a label is read from the column before it."""
     found = np.asarray(mask_labels(labels, inputs, names=True))[0, 0]
     assert found[ANSWER:].tolist() == [
-        CAT, DET, IGNORE, CAT, CAT, COMMA, DOG, DET, IGNORE, DOG, DOG
+        BIG, CAT, DET, IGNORE, CAT, BIG, COMMA, DOG, DET, IGNORE, DOG, COMMA
     ]  # fmt: skip
     assert (found[:ANSWER] == IGNORE).all()  # links of a question are only read

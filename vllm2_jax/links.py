@@ -94,17 +94,19 @@ def mask_labels(labels: Int[Array, "G r L"], inputs: Inputs, *, names: bool = Fa
     Args:
       labels: a token each, or `IGNORE`.
       inputs: of the same rows.
-      names: all queries but the last learn to say the token in front of the link, which ends its name. A
-        language model from nothing gives all links nearly one state, and a decoder from nothing does not ask
-        it for more; with this they differ from early on. Not official.
+      names: all queries but the last learn to spell what is in front of the link, its name, backwards: the
+        first says its last token, the second the one before. A language model from nothing gives all links
+        nearly one state, and a decoder from nothing does not ask it for more; with this they differ from
+        early on. Not official.
     """
     inside = inputs.source == LINK
     if not names:
         return jnp.where(inside, IGNORE, labels)
     column = jnp.arange(labels.shape[-1])
     routing = jax.lax.cummax(jnp.where(inside, 0, column), axis=labels.ndim - 1)
-    name = jnp.take_along_axis(inputs.tokens, jnp.maximum(routing - 1, 0), axis=-1)
+    # A label is read from the column before it, the first query's from the routing token.
+    query = column - routing - 2
+    name = jnp.take_along_axis(inputs.tokens, jnp.maximum(routing - 1 - query, 0), axis=-1)
     answered = jnp.take_along_axis(labels, routing, axis=-1) != IGNORE  # links of a question are only read
-    # A label is read from the column before it, and the first query's from the routing token.
-    said = answered & (column - routing > 1)
+    said = answered & (query >= 0)
     return jnp.where(inside, jnp.where(said, name, IGNORE), labels)
