@@ -24,7 +24,9 @@ def get_config() -> ml_collections.ConfigDict:
         config.model.vision.update(width=128, depth=2, mlp=384)
         config.model.vision_layer = -1
         config.model.llm.update(width=128, depth=3, heads=4, kv_heads=4, mlp=384)
-        config.model.queries.perception = 2
+        config.model.queries.perception = 3
+        config.query_std = 0.02
+        config.named_links = True
         config.model.decoders = {"grounding_dino": SCENE_DECODERS["grounding_dino"]}
         config.data.mixture = MIXTURES["synthetic_perception"]
         config.eval.tasks = ml_collections.ConfigDict(HELDOUT["synthetic_perception"])

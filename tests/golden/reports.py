@@ -29,6 +29,7 @@ SHARDINGS = (
     ("tiny", "multislice", 16, 2),
     ("7b", "fsdp", 256, 1),
     ("7b", "fsdp_tp", 256, 1),
+    ("7b", "fsdp_seq", 64, 1),
     ("7b", "multislice", 512, 2),
     ("26b", "fsdp", 256, 1),
 )
