@@ -29,9 +29,7 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
     config.attention = "xla"  # "xla" anywhere, "splash" on TPU
     config.unroll = 1  # layers of the language model in one turn of their loop; on a CPU all are faster
     config.query_std = 1.0  # size of fresh link queries; 0.02 beside a language model from nothing
-    config.named_links = (
-        False  # queries learn to say the name in front of their link; for models from nothing
-    )
+    config.named_links = False  # queries learn to spell the name before their link; for models from nothing
     config.loss_chunk = 0  # columns a row whose logits exist at once, only of labels; 0: all of all columns
     config.remat = (
         ml_collections.ConfigDict()

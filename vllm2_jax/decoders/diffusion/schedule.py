@@ -35,8 +35,8 @@ def velocity(
     config: ScheduleConfig,
 ) -> Float[Array, "B h w L"]:
     """sqrt(A_t) noise - sqrt(1 - A_t) latents: what to predict instead of the noise."""
-    kept = jnp.asarray(kept_share(config))[time][:, None, None, None]
-    return jnp.sqrt(kept) * noise - jnp.sqrt(1 - kept) * latents
+    of_latents, of_noise = _shares(time, config)
+    return of_latents * noise - of_noise * latents
 
 
 def noise_of(
@@ -57,5 +57,13 @@ def add_noise(
     config: ScheduleConfig,
 ) -> Float[Array, "B h w L"]:
     """Latents as they are at each row's time step."""
+    of_latents, of_noise = _shares(time, config)
+    return of_latents * latents + of_noise * noise
+
+
+def _shares(
+    time: Int[Array, " B"], config: ScheduleConfig
+) -> tuple[Float[Array, "B 1 1 1"], Float[Array, "B 1 1 1"]]:
+    """What noisy latents hold of the latents and of the noise: sqrt(A_t), sqrt(1 - A_t)."""
     kept = jnp.asarray(kept_share(config))[time][:, None, None, None]
-    return jnp.sqrt(kept) * latents + jnp.sqrt(1 - kept) * noise
+    return jnp.sqrt(kept), jnp.sqrt(1 - kept)
