@@ -26,6 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
         config.dtype = config.frozen_dtype = "float32"  # CPUs have no fast bfloat16
         config.unroll = 2
         config.model.queries.generation = 4
+        config.query_std = 0.02
+        config.named_links = True
         config.model.llm.update(width=96, depth=2, heads=4, kv_heads=4, mlp=256)
         config.model.decoders = {name: TINY_DECODERS[name] for name in PAINTERS}
         config.data.mixture = copy.deepcopy(MIXTURES["synthetic_painting"])

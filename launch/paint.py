@@ -113,7 +113,9 @@ def paint(
 def given_answer(run: Run, model: VisionLLMv2, example: Example, wish: Wish, shape: TaskShape) -> Answer:
     """The answer that is put in the model's mouth, with the states of its link."""
     kind = PAINTED[wish.task]
-    text = ANSWERS[kind.wording][0].format(link("", wish.task, run.model.queries))
+    # The official answers do not repeat a prompt; a model whose links spell names has learnt to.
+    words = wish.prompt.strip().removesuffix(".") if run.model.named_links else ""
+    text = ANSWERS[kind.wording][0].format(link(words, wish.task, run.model.queries))
     side = shape.capacities["size"]
     blank = np.zeros((side, side, 3), np.uint8)  # of what the decoder would learn from, which is not read
     example = dataclasses.replace(

@@ -59,7 +59,8 @@ def edit(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Sett
 def _turns(
     task: str, token: str, words: str, rng: np.random.Generator, settings: Settings
 ) -> list[tuple[str, str]]:
-    answer = fill(ANSWERS[task], rng, link("", token, settings.counts))
+    # The words again in front of the link: its name, as classes are those of links that look for things.
+    answer = fill(ANSWERS[task], rng, link(words.removesuffix("."), token, settings.counts))
     return [("human", fill(QUESTIONS[task], rng, words)), ("gpt", answer)]
 
 

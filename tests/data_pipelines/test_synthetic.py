@@ -285,6 +285,10 @@ def test_generation_has_no_picture_and_regions_are_marked():
     example = source("t2i")[0]
     assert example.images == [] and "<image>" not in example.turns[0][1]
     assert example.turns[1][1].count("[EMB]") == 64
+    for task, decoder, token in (("t2i", "stable_diffusion", "GEN"), ("edit", "instruct_pix2pix", "EDIT")):
+        example = source(task)[0]
+        words = example.targets[decoder]["caption"]
+        assert words.endswith(".") and f" {words[:-1]}[{token}][EMB]" in example.turns[1][1]
     example = source("region", turns=3)[1]
     asked = "".join(text for _, text in example.turns)
     assert asked.count("<region>") == len(example.regions) and example.regions.any((1, 2)).all()

@@ -68,6 +68,7 @@ def config() -> ml_collections.ConfigDict:
     with made.unlocked():
         made.model.decoders = DECODERS
         made.model.queries.generation = 5
+        made.named_links = True
         made.data.mixture = {name: {"rows": 1, **task} for name, task in tasks("train").items()}
         heldout = {name: {"metrics": METRICS[name], **task} for name, task in tasks("heldout").items()}
         made.eval.tasks = ml_collections.ConfigDict(heldout)
