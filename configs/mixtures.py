@@ -63,16 +63,16 @@ _SYNTHETIC_POSE: dict[str, dict[str, Any]] = {
 _SYNTHETIC_PAINTING: dict[str, dict[str, Any]] = {
     task: {
         "rows": 4,
-        "length": 96,
+        "length": length,
         "tiles": tiles,
         "decoder": decoder,
         "links": {link: 1},
         "capacities": {"size": 16, "caption": CAPTION},
         "datasets": {"synthetic": {"task": task, "level": "close", "novel": True, "decoder_size": 16}},
     }
-    for task, decoder, link, tiles in (
-        ("t2i", "stable_diffusion", "gen", 0),
-        ("edit", "instruct_pix2pix", "edit", 1),
+    for task, decoder, link, tiles, length in (
+        ("t2i", "stable_diffusion", "gen", 0, 80),
+        ("edit", "instruct_pix2pix", "edit", 1, 112),
     )
 }
 
