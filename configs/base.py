@@ -41,7 +41,7 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
     config.data.mixture = MIXTURES["synthetic"]  # tasks, rows, datasets: see `configs/mixtures.py`
     config.data.root = ""  # folder that `{root}` in the mixture's paths stands for
     config.data.tokenizer = ""  # a Hugging Face folder or a sentencepiece file; "": the small one that ships
-    config.data.format = "v1"  # conversation: v1 | plain | internlm2_chat
+    config.data.format = "v1"  # conversation: v1 | bare | plain | internlm2_chat
     config.data.groups = 8  # groups of rows in a batch, over all hosts; a multiple of the batch shards
     config.data.length = 128  # columns of a row, where its task in the mixture does not say `length`
     config.data.truncate = (
@@ -72,6 +72,7 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.0  # times the learning rate; never on biases and scales of norms
     config.optimizer.no_decay = r"(^|/)(bias|scale)$"  # regex of the parameters without decay
+    config.optimizer.muon = ""  # regex of the kernels that Muon updates instead of Adam
     config.optimizer.clip_norm = 1.0  # upper bound of the global gradient norm; 0: none
 
     config.step = ml_collections.ConfigDict()

@@ -53,6 +53,9 @@ FORMATS = {
         answer=(" ", "</s>"),
         stop="</s>",
     ),
+    # "v1" without the prompt before its first turn: 29 columns of the small tokenizer, nearly half of a short
+    # row. For models from nothing, which no prompt has made polite.
+    "bare": Format(system="", human=("USER: ", " "), opening="ASSISTANT:", answer=(" ", "</s>"), stop="</s>"),
     "plain": Format(  # pretraining of the connector: a picture and its caption
         system="", human=("", ""), opening="", answer=("", "\n"), stop=None, split_images=False
     ),

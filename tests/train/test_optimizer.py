@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of groups, the schedules, and AdamW against its formula."""
+"""The table of groups, the schedules, AdamW against its formula, and Muon by what it promises."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from tests.train.small import make_small
+from vllm2_jax.train.muon import muon
 from vllm2_jax.train.optimizer import OptimizerConfig, apply, make_schedule, make_tx, multipliers, trained
 
 
@@ -84,3 +86,52 @@ def test_adamw_by_its_formula():
             want[path] = want[path] - rate * (step + decay * want[path])
     for path, x in nnx.to_flat_state(params):
         np.testing.assert_allclose(x, want[path], atol=1e-6, err_msg="/".join(path))
+
+
+def test_muon_moves_all_directions_alike():
+    params = nnx.state(make_small())
+    groups = [("^up/", 0.5), (".*", 1.0)]
+    mixed = make_tx(OptimizerConfig(groups, steps=1, peak=1.0, clip_norm=0.0, muon="^(up|down)/kernel$"))
+    adam = make_tx(OptimizerConfig(groups, steps=1, peak=1.0, clip_norm=0.0))
+    rng = np.random.default_rng(0)
+    # Gradients that are nearly of rank one, which Adam's updates stay.
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.2 + 1.0, jnp.float32), params)
+    (by_muon, _), (by_adam, _) = (tx.update(grads, tx.init(params), params) for tx in (mixed, adam))
+    for layer, factor in (("up", 0.5), ("down", 1.0)):
+        update, grad = (np.asarray(tree[layer]["kernel"][...]) for tree in (by_muon, grads))
+        assert (update * grad).sum() > 0  # `apply` subtracts it
+        sizes = np.linalg.svd(update)[1] / (factor * 0.2 * math.sqrt(32))  # the longer side of 16 x 32
+        assert 0.5 < sizes.min() < sizes.max() < 1.3
+    for path, update in nnx.to_flat_state(by_adam):
+        if path not in (("up", "kernel"), ("down", "kernel")):
+            np.testing.assert_array_equal(dict(nnx.to_flat_state(by_muon))[path], update)
+    sizes = np.linalg.svd(np.asarray(by_adam["up"]["kernel"][...]))[1]
+    assert sizes[1] < 0.1 * sizes[0]
+
+
+def test_muon_takes_heads_as_one_matrix():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "q": ((3, 8, 2, 4), ("embed", "heads", "head_dim")),
+        "out": ((3, 2, 4, 8), ("heads", "head_dim", "embed")),
+        "conv": ((3, 2, 2, 2, 8), (None, None, None, "embed")),
+    }
+    grads = {
+        name: nnx.Param(jnp.asarray(rng.normal(size=shape), jnp.float32), axes=axes)
+        for name, (shape, axes) in shapes.items()
+    }
+    tx = muon(optax.identity(), ".")
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    plain = optax.contrib.scale_by_muon()
+    for name, update in updates.items():
+        for layer in range(3):
+            matrix = grads[name][layer].reshape(8, 8)
+            want = plain.update(matrix, plain.init(matrix))[0] * 0.2 * math.sqrt(8)
+            np.testing.assert_allclose(update[layer].reshape(8, 8), want, atol=1e-5, err_msg=name)
+
+
+def test_muon_for_matrices_only():
+    params = nnx.state(make_small())
+    for pattern, error in (("^norm/", "norm/scale, which is no matrix"), ("kernels", "finds no parameter")):
+        with pytest.raises(ValueError, match=error):
+            make_tx(OptimizerConfig([(".*", 1.0)], steps=1, peak=1.0, muon=pattern)).init(params)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The train step: strategies, schedules and accumulation agree; what is not finite is left out."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,15 +22,15 @@ GROUPS = [("^embed$", None), ("^box/", 2.0), (".*", 1.0)]
 CONFIG = OptimizerConfig(groups=GROUPS, steps=10, peak=1e-2, warmup_steps=0, weight_decay=0.1)
 
 
-def train(strategy_name: str, batches: list, **options):
+def train(strategy_name: str, batches: list, config: OptimizerConfig = CONFIG, **options):
     """Parameters and metrics after one step a batch."""
     strategy = find_strategy(strategy_name)
     mesh = make_mesh(strategy)
     with jax.set_mesh(mesh), axis_rules(strategy.activation_rules):
-        run = plan(make_small, make_tx(CONFIG), GROUPS, mesh, strategy)
+        run = plan(make_small, make_tx(config), GROUPS, mesh, strategy)
         state = create(run)
         step = jax.jit(
-            make_train_step(run.graphdef, run.tx, make_schedule(CONFIG), seed=0, **options),
+            make_train_step(run.graphdef, run.tx, make_schedule(config), seed=0, **options),
             donate_argnums=0,
             out_shardings=(run.shardings, None),
         )
@@ -53,6 +55,14 @@ def reference():
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "single"])
 def test_every_strategy_equals_single(name, reference):
     assert_same(train(name, [make_batch(0), make_batch(1)]), reference)
+
+
+def test_muon_of_split_kernels(reference):
+    config = dataclasses.replace(CONFIG, muon="^(up|down)/kernel$")
+    batches = [make_batch(0), make_batch(1)]
+    single = train("single", batches, config)
+    assert_same(train("fsdp_tp", batches, config), single)
+    assert np.abs(single[0].params["up"]["kernel"] - reference[0].params["up"]["kernel"]).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained, how fast, and by which rule: one table of (pattern, multiplier), AdamW, a schedule."""
+"""What is trained, how fast, by which rule: one table of (pattern, multiplier), AdamW or Muon, a schedule."""
 
 import dataclasses
 import math
@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from vllm2_jax.sharding.partition import is_variable, path_name
+from vllm2_jax.train.muon import muon
 
 # Ordered (regex searched in the "/"-joined path of a parameter, learning-rate multiplier or None for frozen);
 # the first entry that matches decides.
@@ -35,6 +36,8 @@ class OptimizerConfig:
       b1, b2, eps: of Adam.
       weight_decay: decoupled, multiplied by the learning rate.
       no_decay: parameters whose path this regex finds do not decay.
+      muon: kernels whose path this regex finds are updated by Muon (`train/muon.py`) instead of Adam, at the
+        same learning rate; "" is none. Not official.
       clip_norm: upper bound of the global gradient norm over all trained parameters; 0 is no bound.
     """
 
@@ -51,6 +54,7 @@ class OptimizerConfig:
     # Unlike the official code we also exempt the scales of group norms and of InternLM2's RMS norms, which
     # its class check misses; with its weight decay of 0 both are the same.
     no_decay: str = r"(^|/)(bias|scale)$"
+    muon: str = ""
     clip_norm: float = 1.0
 
 
@@ -128,9 +132,10 @@ def make_tx(config: OptimizerConfig) -> optax.GradientTransformation:
         factors = _by_path(updates, lambda path: _multiplier(config.groups, path))
         return jax.tree.map(lambda update, factor: update * factor, updates, factors)
 
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        muon(adam, config.muon) if config.muon else adam,
         optax.add_decayed_weights(config.weight_decay, mask=decays)
         if config.weight_decay
         else optax.identity(),
