@@ -15,30 +15,33 @@ from configs import talk
 from configs.mixtures import HELDOUT, MIXTURES
 from configs.sizes import SCENE_DECODERS
 
-_SEEING = ("synthetic_perception", "synthetic_pose")
-_ROWS = {"chat": 5, "caption": 3, "region": 3, "det": 6, "grd": 5, "seg": 3, "pose": 5}
+_ROWS = {"chat": 6, "caption": 6, "region": 4, "det": 3, "grd": 3, "seg": 2, "pose": 6}
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Changes to `configs/talk.py`."""
     config = talk.get_config()
     with config.unlocked(), config.ignore_type():
-        config.steps = 1300
+        config.steps = 700
         config.model.decoders = {name: SCENE_DECODERS[name] for name in ("grounding_dino", "unipose")}
         mixture = config.data.mixture
-        for name in _SEEING:
+        for name in talk.SEEING:
             mixture.update(MIXTURES[name])
             config.eval.tasks.update(HELDOUT[name])
+            for task in MIXTURES[name]:
+                mixture[task].length = talk.LINKED
         for task, rows in _ROWS.items():
             mixture[task].rows = rows
-        mixture.chat.datasets.synthetic.turns = 3
-        config.eval.every = 650
+        config.eval.every = 350
         config.eval.quick = 40
         config.init.weights = "runs/talk"
         config.init.fresh = r"^decoders/"
+        config.optimizer.schedule = "cosine"
+        config.optimizer.peak = 8e-4
+        config.optimizer.muon += r"|^decoders/(?!.*/(offsets|weights)/).*kernel$"
         config.optimizer.groups = (
             (r"^decoders/", 2.5),  # at 1.0 backbones take twice as many steps to tell shapes apart
-            (r"^queries/", 1.0),
-            (r"^(vision|bridge|regions|llm)/", 0.5),  # they can talk already
+            (r"^(vision|bridge)/", 3.0),
+            (r"^(llm|regions|queries)/", 1.0),
         )
     return config

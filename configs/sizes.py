@@ -195,10 +195,10 @@ TINY_DECODERS: dict[str, dict[str, Any]] = {
         "unet": {**_PAINTER["unet"], "channels": 8},
         "sampling": {
             "sampler": "euler_ancestral",
-            "steps": 20,
+            "steps": 3,  # nearer to the mean of what may come out than with more: less error, softer edges
             "max_steps": 50,
-            "guidance": 2.0,
-            "image_guidance": 1.2,
+            "guidance": 1.0,
+            "image_guidance": 1.0,
         },
     },
 }

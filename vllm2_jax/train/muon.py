@@ -18,6 +18,9 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from vllm2_jax.sharding.partition import is_variable, path_name
 
+# One triple for each of the five iterations makes optax loop over them. Given a single one it writes out all
+# five for every kernel, which takes minutes to compile.
+_NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 _RMS = 0.2  # of the numbers of an update: about Adam's, so that one learning rate suits both
 
 
@@ -45,7 +48,9 @@ def muon(others: optax.GradientTransformation, pattern: str) -> optax.GradientTr
             raise ValueError(f"optimizer.muon={pattern!r} finds no parameter that is trained")
         return labels
 
-    kernels = optax.chain(scale_by_muon(weight_dimension_numbers=_sides), optax.stateless(_size))
+    kernels = optax.chain(
+        scale_by_muon(_NEWTON_SCHULZ, weight_dimension_numbers=_sides), optax.stateless(_size)
+    )
     return optax.partition({"muon": kernels, "others": others}, chosen)
 
 
