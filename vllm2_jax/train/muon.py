@@ -3,24 +3,24 @@
 
 Jordan et al. 2024; its size is that of Liu et al. 2025 (arXiv:2502.16982). The Newton-Schulz iterations are
 optax's; what is here tells them which axes of our kernels are inputs and which outputs. Under a strategy that
-splits kernels, every iteration gathers them: meant for models that fit their devices several times over.
+splits kernels, they are gathered for it: meant for models that fit their devices several times over.
 """
 
 import math
 import re
+from collections import defaultdict
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from vllm2_jax.sharding.partition import is_variable, path_name
 
-# One triple for each of the five iterations makes optax loop over them. Given a single one it writes out all
-# five for every kernel, which takes minutes to compile.
-_NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
+_MOMENTUM = 0.95
 _RMS = 0.2  # of the numbers of an update: about Adam's, so that one learning rate suits both
 
 
@@ -48,33 +48,45 @@ def muon(others: optax.GradientTransformation, pattern: str) -> optax.GradientTr
             raise ValueError(f"optimizer.muon={pattern!r} finds no parameter that is trained")
         return labels
 
-    kernels = optax.chain(
-        scale_by_muon(_NEWTON_SCHULZ, weight_dimension_numbers=_sides), optax.stateless(_size)
-    )
+    kernels = optax.chain(optax.trace(_MOMENTUM, nesterov=True), optax.stateless(_orthogonal))
     return optax.partition({"muon": kernels, "others": others}, chosen)
 
 
-def _sides(params: PyTree) -> Any:
-    """Inputs and outputs of every kernel, by the names of its axes; the axis of stacked layers is neither.
+def _orthogonal(momenta: PyTree, params: PyTree) -> PyTree:
+    """The nearest orthogonal matrices, roughly, with numbers of one size whatever the shape.
+
+    Matrices of one shape go through the iterations together: a model has hundreds, of a few shapes, and each
+    by itself would be hundreds of operations to compile.
+    """
+    del params
+    leaves, tree = jax.tree.flatten(momenta, is_leaf=is_variable)
+    matrices = [_matrices(leaf) for leaf in leaves]
+    alike = defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        alike[matrix.shape[1:]].append(i)
+    updates = list(leaves)
+    for shape, members in alike.items():
+        together = jnp.concatenate([matrices[i] for i in members])
+        together = _newton_schulz(together) * (_RMS * math.sqrt(max(shape)))
+        ends = [sum(len(matrices[j]) for j in members[: i + 1]) for i in range(len(members) - 1)]
+        for i, update in zip(members, jnp.split(together, ends), strict=True):
+            updates[i] = leaves[i].replace(update.reshape(leaves[i].shape))
+    return jax.tree.unflatten(tree, updates)
+
+
+def _matrices(kernel: nnx.Variable) -> Float[Array, "N I O"]:
+    """A kernel as N stacked matrices, inputs by outputs, by the names of its axes.
 
     A kernel into heads is one matrix over all heads, and so is one out of them, or one of a convolution.
     """
-
-    def one(leaf: nnx.Variable) -> nnx.Variable:
-        names = leaf.get_metadata()["axes"]
-        start, end = leaf.ndim - len(names), leaf.ndim
-        middle = start + 1 if names[0] == "embed" else end - 1
-        return leaf.replace(MuonDimensionNumbers(tuple(range(start, middle)), tuple(range(middle, end))))
-
-    return jax.tree.map(one, params, is_leaf=is_variable)
+    names, value = kernel.get_metadata()["axes"], kernel[...]
+    start, end = value.ndim - len(names), value.ndim  # `stack` adds a leading axis
+    middle = start + 1 if names[0] == "embed" else end - 1
+    parts = value.shape[:start], value.shape[start:middle], value.shape[middle:]
+    return value.reshape([math.prod(part) for part in parts])
 
 
-def _size(updates: PyTree, params: PyTree) -> PyTree:
-    """Gives the numbers of an update one size, whatever the shape of the kernel."""
-    del params
-
-    def one(update: jax.Array, sides: MuonDimensionNumbers) -> jax.Array:
-        inputs, outputs = (math.prod(update.shape[axis] for axis in side) for side in sides)
-        return update * (_RMS * math.sqrt(max(inputs, outputs)))
-
-    return jax.tree.map(one, updates, _sides(updates))
+def _newton_schulz(matrices: Float[Array, "N I O"]) -> Float[Array, "N I O"]:
+    """optax's iterations alone: its Muon without momentum."""
+    alone = scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=MuonDimensionNumbers(1, 2))
+    return alone.update(matrices, alone.init(matrices))[0]
