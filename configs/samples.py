@@ -129,9 +129,15 @@ _DECODERS: dict[str, dict[str, Any]] = {
             "size": _EDITED,
             "draws": 2,
             "predicts": "noise",
-            "caption_weight": 0.1,
             "kl_weight": 1e-4,
             "objective": "both",
+            "sampling": {
+                "sampler": "euler_ancestral",
+                "steps": 20,
+                "max_steps": 50,
+                "guidance": 2.0,
+                "image_guidance": 1.2,
+            },
         }
     },
 }

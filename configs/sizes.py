@@ -129,7 +129,6 @@ _PAINTER: dict[str, Any] = {
     },
     "mapper": {"heads": 4, "mlp": 192},
     "size": 16,
-    "caption_weight": 10.0,
     "kl_weight": 1e-3,
     "drop_rate": 0.05,
     "draws": 4,
