@@ -1,54 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: a tiny model learns to talk about synthetic scenes, from nothing, on a CPU.
+"""The demo: a tiny model talks about, detects, refers to, segments, poses, paints and edits scenes, on a CPU.
 
     make demo
 
-Chat, captions and regions share one mixed step.
+In two stages, as the paper's: `configs/talk.py` first, from nothing; then all tasks in one mixed step, with
+decoders from nothing but for the autoencoders.
 """
-
-import copy
 
 import ml_collections
 
-from configs import base
-from configs.mixtures import HELDOUT
+from configs import talk
+from configs.mixtures import HELDOUT, MIXTURES
+from configs.sizes import PAINTERS, SCENE_DECODERS
+
+_ROWS = {"chat": 6, "caption": 6, "region": 4, "det": 3, "grd": 3, "seg": 2, "pose": 5, "t2i": 4, "edit": 4}
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Changes to `configs/base.py`."""
-    config = base.get_config("tiny")
-    with config.unlocked():
-        config.steps = 3300
-        config.dtype = "float32"  # CPUs have no fast bfloat16
-        config.unroll = 4
-        config.model.vision.update(width=128, depth=2, mlp=384)
-        config.model.vision_layer = -1
-        config.model.regions.hidden = 64
-        config.model.llm.update(width=128, depth=4, heads=4, kv_heads=4, mlp=384)
-
-        # All kinds of question but those on relations between things, which take longer to learn than a demo
-        # may last.
-        asked = {"questions": ("colour", "shape", "size", "where", "count", "exists")}
-        config.data.mixture = {
-            task: {
-                "rows": rows,
-                "tiles": 1,
-                "regions": regions,
-                "datasets": {"synthetic": {"task": task, **options}},
-            }
-            for task, rows, regions, options in (
-                ("chat", 14, 0, asked),
-                ("caption", 10, 0, {}),
-                ("region", 8, 1, {}),
-            )
+    """Changes to `configs/talk.py`."""
+    config = talk.get_config()
+    with config.unlocked(), config.ignore_type():
+        config.steps = 600
+        config.model.decoders = {
+            name: {**sizes, "objective": "noise"} if name in PAINTERS else sizes
+            for name, sizes in SCENE_DECODERS.items()
         }
-        config.data.groups = 1
-        config.data.length = 80
-        config.data.threads = 1  # scenes are drawn in Python, where more threads wait for each other
-        config.eval.tasks = ml_collections.ConfigDict(copy.deepcopy(HELDOUT["synthetic"]))
-        config.eval.tasks.chat.datasets.synthetic.update(asked)
-        config.eval.every = 750
+        mixture = config.data.mixture
+        for name in talk.SEEING:
+            mixture.update(MIXTURES[name])
+            config.eval.tasks.update(HELDOUT[name])
+        config.eval.tasks.update(HELDOUT["synthetic_painting"])
+        for task, rows in _ROWS.items():
+            mixture[task].rows = rows
+        config.eval.every = 300
+        config.eval.quick = config.eval.pictures = 40
+        config.init.weights = "runs/talk"
+        config.init.fresh = r"^decoders/(grounding_dino|unipose)/"
+        config.optimizer.schedule = "cosine"
         config.optimizer.peak = 8e-4
-        config.optimizer.b2 = 0.95  # 0.999 remembers longer than this run lasts
-        config.log_every = 50
+        config.optimizer.muon += r"|^decoders/(?!.*/(offsets|weights)/).*kernel$"
+        config.optimizer.groups = (
+            (r"^decoders/\w+/(vae|text)/", None),
+            (r"^decoders/", 2.5),  # at 1.0 backbones take twice as many steps to tell shapes apart
+            (r"^(vision|bridge)/", 3.0),
+            (r"^(llm|regions|queries)/", 1.0),
+        )
     return config

@@ -21,7 +21,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import demo
+from configs import laptop
 from configs.groups import ALL_BUT_CAPTIONS, GROUPS
 from configs.sizes import CAPTION, TINY_DECODERS
 
@@ -151,12 +151,12 @@ _RUNS = {
 
 
 def get_config(parts: str = "") -> ml_collections.ConfigDict:
-    """Changes to `configs/demo.py`."""
+    """Changes to `configs/laptop.py`."""
     names = (parts or "chat").split("+")
     unknown = sorted(set(names) - set(_RUNS))
     if unknown:
         raise ValueError(f"unknown parts {unknown} of the samples; there are {', '.join(_RUNS)}")
-    config = demo.get_config()
+    config = laptop.get_config()
     with config.unlocked(), config.ignore_type():
         config.steps = max(_RUNS[name][0] for name in names)
         config.data.length = max(_RUNS[name][1] for name in names)
