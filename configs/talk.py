@@ -16,7 +16,7 @@ from configs import laptop
 from configs.mixtures import HELDOUT, MIXTURES
 from configs.sizes import PAINTERS, SCENE_DECODERS
 
-# All kinds of question but those on relations between things, which take longer to learn than a demo may last.
+# All kinds of question but those on relations between things, which take longer to learn than a demo lasts.
 _ASKED = {"questions": ("colour", "shape", "size", "where", "count", "exists")}
 _TALK = (
     ("chat", 8, 0, {**_ASKED, "turns": 2}),

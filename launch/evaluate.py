@@ -8,6 +8,7 @@ frequent answer to the same one. Writes `evaluation.json` and `report.html` into
 """
 
 import collections
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The config the run wa
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process a host: find the others (TPU pods, Slurm).")
 _REQUIRE = flags.DEFINE_list(
-    "require", [], "Exit with 1 if a value is below: exact_match=0.8,det/box/AP50=0.5."
+    "require",
+    [],
+    "Exit with 1 if a value is not reached: exact_match=0.8, or exceeded: edit/edits/ratio<=0.7.",
 )
 
 
@@ -46,7 +49,7 @@ def main(argv: list[str]) -> None:
     try:
         required = parse_required(_REQUIRE.value)
         scores = run_evaluation(_CONFIG.value, place(_WORKDIR.value))
-        failed = too_low(scores, required)
+        failed = out_of_bounds(scores, required)
     except (DataError, ValueError, FileNotFoundError) as error:
         print(f"launch.evaluate: {error}", file=sys.stderr)
         sys.exit(2)
@@ -55,8 +58,20 @@ def main(argv: list[str]) -> None:
         sys.exit(1)
 
 
-def parse_required(texts: Sequence[str]) -> dict[str, float]:
-    """Least values by name, from `name=value`.
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The least value a score may have, or with `most` the greatest."""
+
+    value: float
+    most: bool = False
+
+    def holds(self, score: float) -> bool:
+        """False for scores that are not a number, too."""
+        return score <= self.value if self.most else score >= self.value
+
+
+def parse_required(texts: Sequence[str]) -> dict[str, Bound]:
+    """Bounds by name, from `name=value` for the least value, `name<=value` for the greatest.
 
     Raises:
       ValueError: a text of another form.
@@ -65,16 +80,16 @@ def parse_required(texts: Sequence[str]) -> dict[str, float]:
     for text in texts:
         name, _, value = text.rpartition("=")
         try:
-            required[name] = float(value)
+            required[name.removesuffix("<")] = Bound(float(value), most=name.endswith("<"))
         except ValueError:
             name = ""
-        if not name:
-            raise ValueError(f"--require={text}: give name=value, for example exact_match=0.8")
+        if not name.removesuffix("<"):
+            raise ValueError(f"--require={text}: give name=value or name<=value, for example exact_match=0.8")
     return required
 
 
-def too_low(scores: Mapping[str, float], required: Mapping[str, float]) -> list[str]:
-    """One line for each value that is below what is required.
+def out_of_bounds(scores: Mapping[str, float], required: Mapping[str, Bound]) -> list[str]:
+    """One line for each value that is not as required.
 
     Raises:
       ValueError: a value that the evaluation did not find.
@@ -83,9 +98,9 @@ def too_low(scores: Mapping[str, float], required: Mapping[str, float]) -> list[
     if missing:
         raise ValueError(f"--require names {missing}; the evaluation found {', '.join(scores)}")
     return [
-        f"{name} {scores[name]:.3f} is below {least}"
-        for name, least in required.items()
-        if not scores[name] >= least
+        f"{name} {scores[name]:.3f} is {'above' if bound.most else 'below'} {bound.value}"
+        for name, bound in required.items()
+        if not bound.holds(scores[name])
     ]
 
 

@@ -161,12 +161,14 @@ def test_blind_guess_is_the_most_frequent_answer():
 
 
 def test_required_values():
-    required = evaluate.parse_required(["exact_match=0.8", "det/box/AP=0.5"])
-    scores = {"exact_match": 0.8, "det/box/AP": 0.25}
-    assert evaluate.too_low(scores, required) == ["det/box/AP 0.250 is below 0.5"]
+    required = evaluate.parse_required(["exact_match=0.8", "det/box/AP=0.5", "ratio<=0.7", "error<=3"])
+    scores = {"exact_match": 0.8, "det/box/AP": 0.25, "ratio": 0.7, "error": 3.5}
+    failed = ["det/box/AP 0.250 is below 0.5", "error 3.500 is above 3.0"]
+    assert evaluate.out_of_bounds(scores, required) == failed
+    assert len(evaluate.out_of_bounds(dict.fromkeys(scores, float("nan")), required)) == 4
     with pytest.raises(ValueError, match="the evaluation found exact_match"):
-        evaluate.too_low({"exact_match": 1.0}, required)
-    for text in ("0.8", "exact_match=high", "=1"):
+        evaluate.out_of_bounds({"exact_match": 1.0}, required)
+    for text in ("0.8", "exact_match=high", "=1", "<=1"):
         with pytest.raises(ValueError, match=f"--require={text}"):
             evaluate.parse_required([text])
 
