@@ -232,7 +232,7 @@ SCENE_DECODERS: dict[str, dict[str, Any]] = {
         name: {
             **TINY_DECODERS[name],
             "noise_weight": _QUIET,
-            "caption_weight": 10.0 * _QUIET,
+            "caption_weight": 0.1 * _QUIET,
             "reconstruction_weight": _QUIET,
             "kl_weight": 1e-3 * _QUIET,
         }
