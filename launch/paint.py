@@ -110,12 +110,18 @@ def paint(
     return next(picture for name, picture in painted if name.endswith(f"_{wish.task}"))
 
 
+def answer_text(run: Run, wish: Wish) -> str:
+    """A true answer with its link.
+
+    The official answers do not repeat the prompt; a model whose links spell names has learnt to.
+    """
+    words = wish.prompt.strip().removesuffix(".") if run.model.named_links else ""
+    return ANSWERS[PAINTED[wish.task].wording][0].format(link(words, wish.task, run.model.queries))
+
+
 def given_answer(run: Run, model: VisionLLMv2, example: Example, wish: Wish, shape: TaskShape) -> Answer:
     """The answer that is put in the model's mouth, with the states of its link."""
-    kind = PAINTED[wish.task]
-    # The official answers do not repeat a prompt; a model whose links spell names has learnt to.
-    words = wish.prompt.strip().removesuffix(".") if run.model.named_links else ""
-    text = ANSWERS[kind.wording][0].format(link(words, wish.task, run.model.queries))
+    kind, text = PAINTED[wish.task], answer_text(run, wish)
     side = shape.capacities["size"]
     blank = np.zeros((side, side, 3), np.uint8)  # of what the decoder would learn from, which is not read
     example = dataclasses.replace(

@@ -15,7 +15,7 @@ from launch import build
 from launch.answer import Answer
 from launch.brush import Brush
 from launch.heldout import Heldout, check_metrics
-from launch.paint import Wish, paint
+from launch.paint import Wish, answer_text, paint
 from launch.report import write_report
 from tests.launch.small_painters import config
 from tests.weights import randomized
@@ -146,6 +146,14 @@ def test_the_given_answer_paints_as_evaluation_does():
         pytest.fail(f"the first record has another wording ({wanted.example.turns}): take another one")
     made = paint(run(), model, asked, {"size": 16, "caption": 20}, sampling={}, seed=wanted.number)
     assert np.abs(made.astype(int) - wanted.picture.astype(int)).max() <= 1
+
+
+def test_only_links_that_spell_have_the_prompt_in_front():
+    queries = "[EMB]" * run().model.queries.generation
+    official = dataclasses.replace(run(), model=dataclasses.replace(run().model, named_links=False))
+    wish = Wish("gen", " A huge red star. ")
+    assert answer_text(run(), wish) == f"Done: A huge red star[GEN]{queries}."
+    assert answer_text(official, wish) == f"Done: [GEN]{queries}."
 
 
 @pytest.mark.parametrize(
