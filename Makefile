@@ -23,6 +23,8 @@ $(STAMP): setup.py
 	$(VENV)/bin/python -m pip install --quiet -e '.[dev,tpu]'
 	touch $@
 
+# Evaluation finds the programs that training compiled.
+demo: export JAX_COMPILATION_CACHE_DIR := runs/compiled
 demo: $(STAMP)  ## train a tiny model for all tasks on synthetic scenes, evaluate, write runs/demo/report.html
 	$(PY) -m launch.train --config configs/talk.py --workdir runs/talk
 	$(PY) -m launch.train --config configs/demo.py --workdir runs/demo

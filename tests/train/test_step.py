@@ -120,3 +120,25 @@ def test_unknown_schedule_is_named():
     graphdef = nnx.graphdef(make_small())
     with pytest.raises(ValueError, match=r"by_tsk.*mixed, by_task"):
         make_train_step(graphdef, make_tx(CONFIG), make_schedule(CONFIG), seed=0, schedule="by_tsk")
+
+
+def test_what_weights_lack_is_drawn():
+    strategy = find_strategy("fsdp")
+    mesh = make_mesh(strategy)
+    drawn = jax.device_get(make_small())
+
+    def load(model):
+        assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model))
+        model.up.kernel = model.up.kernel.replace(
+            jax.device_put(jnp.full(model.up.kernel.shape, 3.0), model.up.kernel[...].sharding)
+        )
+        return model
+
+    with jax.set_mesh(mesh):
+        run = plan(make_small, make_tx(CONFIG), GROUPS, mesh, strategy)
+        state = create(run, load)
+    np.testing.assert_array_equal(state.params["up"]["kernel"][...], 3.0)
+    np.testing.assert_array_equal(state.params["down"]["kernel"][...], drawn.down.kernel[...])
+    np.testing.assert_array_equal(state.frozen["embed"][...], drawn.embed[...])
+    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(run.shardings), strict=True):
+        assert leaf.sharding == wanted

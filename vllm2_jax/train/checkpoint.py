@@ -226,7 +226,7 @@ def load_weights(
       directory: the workdir of a run (its newest step is taken) or a folder written by `save_weights`.
       model: has the shapes and shardings to load into, and may be abstract; what was trained and what frozen
         there does not matter. Parts of the folder that it lacks are not read.
-      fresh: regex; parameters whose path it finds stay as they are if the folder lacks them.
+      fresh: regex; parameters whose path it finds stay as they are, or abstract, if it lacks them.
       dtype: of what is loaded: None keeps what is stored, the default takes that of `model`.
 
     Raises:

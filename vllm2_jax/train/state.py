@@ -117,10 +117,26 @@ def plan(
 
 def random_model(plan: Plan) -> Any:
     """What `plan.make_model` makes, with random weights, every array born on the devices that keep it."""
+    return _draw(plan, with_shardings(jax.eval_shape(plan.make_model), plan.model_shardings))
+
+
+def _draw(plan: Plan, model: nnx.Module) -> Any:
+    """`model` with random weights where it is abstract. What has numbers already is not drawn."""
+    leaves, tree = jax.tree.flatten(model)
+    shardings = jax.tree.leaves(plan.model_shardings)
+    abstract = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+    def draw() -> list[jax.Array]:
+        made = jax.tree.leaves(plan.make_model())
+        return [made[i] for i in abstract]
+
     # On CPU LLVM would optimise the random bits of every parameter for 25 s, to draw them once (tiny model).
-    on_cpu = jax.tree.leaves(plan.model_shardings)[0].mesh.devices.flat[0].platform == "cpu"
+    on_cpu = shardings[0].mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else {}
-    return jax.jit(plan.make_model, out_shardings=plan.model_shardings, compiler_options=options)()
+    drawn = jax.jit(draw, out_shardings=[shardings[i] for i in abstract], compiler_options=options)()
+    for i, array in zip(abstract, drawn, strict=True):
+        leaves[i] = array
+    return jax.tree.unflatten(tree, leaves)
 
 
 def create(plan: Plan, load: Callable[[nnx.Module], nnx.Module] | None = None) -> TrainState:
@@ -128,11 +144,10 @@ def create(plan: Plan, load: Callable[[nnx.Module], nnx.Module] | None = None) -
 
     Args:
       plan: of the run.
-      load: replaces parameters of the sharded, randomly initialised model by converted ones.
+      load: gives numbers to parameters of the sharded, abstract model; those it leaves abstract are drawn.
     """
-    model = random_model(plan)
-    if load is not None:
-        model = load(model)
+    model = with_shardings(jax.eval_shape(plan.make_model), plan.model_shardings)
+    model = _draw(plan, model if load is None else load(model))
     _, *states = nnx.split(model, trained(plan.groups), ...)
     params, frozen = states
     del states
