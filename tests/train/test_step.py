@@ -130,7 +130,7 @@ def test_what_weights_lack_is_drawn():
     def load(model):
         assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model))
         model.up.kernel = model.up.kernel.replace(
-            jax.device_put(jnp.full(model.up.kernel.shape, 3.0), model.up.kernel[...].sharding)
+            jax.device_put(jnp.full(model.up.kernel.shape, 3.0), model.up.kernel.get_raw_value().sharding)
         )
         return model
 
