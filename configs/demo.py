@@ -13,14 +13,14 @@ from configs import talk
 from configs.mixtures import HELDOUT, MIXTURES
 from configs.sizes import PAINTERS, SCENE_DECODERS
 
-_ROWS = {"chat": 6, "caption": 6, "region": 4, "det": 3, "grd": 3, "seg": 2, "pose": 5, "t2i": 4, "edit": 4}
+_ROWS = {"chat": 6, "caption": 6, "region": 4, "det": 3, "grd": 2, "seg": 2, "pose": 4, "t2i": 4, "edit": 4}
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Changes to `configs/talk.py`."""
     config = talk.get_config()
     with config.unlocked(), config.ignore_type():
-        config.steps = 600
+        config.steps = 450
         config.model.decoders = {
             name: {**sizes, "objective": "noise"} if name in PAINTERS else sizes
             for name, sizes in SCENE_DECODERS.items()
@@ -32,8 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
         config.eval.tasks.update(HELDOUT["synthetic_painting"])
         for task, rows in _ROWS.items():
             mixture[task].rows = rows
-        config.eval.every = 300
-        config.eval.quick = config.eval.pictures = 40
+        config.eval.every = 0  # `make demo` evaluates at the end
+        config.eval.pictures = 40
         config.init.weights = "runs/talk"
         config.init.fresh = r"^decoders/(grounding_dino|unipose)/"
         config.optimizer.schedule = "cosine"
