@@ -13,7 +13,7 @@ from configs import talk
 from configs.mixtures import HELDOUT, MIXTURES
 from configs.sizes import PAINTERS, SCENE_DECODERS
 
-_ROWS = {"chat": 6, "caption": 6, "region": 4, "det": 3, "grd": 2, "seg": 2, "pose": 4, "t2i": 4, "edit": 4}
+_ROWS = {"chat": 9, "caption": 7, "region": 4, "det": 3, "grd": 2, "seg": 2, "pose": 2, "t2i": 4, "edit": 5}
 
 
 def get_config() -> ml_collections.ConfigDict:
