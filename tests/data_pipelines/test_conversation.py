@@ -161,7 +161,7 @@ def test_bad_samples(tokenizer, turns, options, message):
 
 
 def test_unknown_format(tokenizer):
-    with pytest.raises(ValueError, match="unknown conversation format 'v2', there are v1, plain"):
+    with pytest.raises(ValueError, match="unknown conversation format 'v2', there are v1, bare, plain"):
         tokenize([("human", "a"), ("gpt", "b")], tokenizer, format="v2")
 
 
