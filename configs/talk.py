@@ -9,6 +9,7 @@ Beside it the autoencoders of those decoders that paint learn what scenes look l
 """
 
 import copy
+from typing import Any
 
 import ml_collections
 
@@ -18,7 +19,7 @@ from configs.sizes import PAINTERS, SCENE_DECODERS
 
 # All kinds of question but those on relations between things, which take longer to learn than a demo lasts.
 _ASKED = {"questions": ("colour", "shape", "size", "where", "count", "exists")}
-_TALK = (
+_TALK: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     ("chat", 8, 0, {**_ASKED, "turns": 2}),
     ("caption", 10, 0, {}),
     ("region", 6, 2, {"turns": 2}),
@@ -62,7 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
         config.eval.tasks = ml_collections.ConfigDict(copy.deepcopy(HELDOUT["synthetic"]))
         config.eval.tasks.chat.datasets.synthetic.update(_ASKED)
         config.eval.every = 650
-        # The second stage lowers the rate. With Muon a tower can learn faster than the rest, with Adam it cannot.
+        # The second stage lowers the rate. With Muon the tower may learn faster than the rest, with Adam not.
         config.optimizer.schedule = "constant"
         config.optimizer.peak = 1.2e-3
         config.optimizer.muon = r"^(llm/layers|vision/blocks|bridge)/.*kernel$|^vision/patches/kernel$"
