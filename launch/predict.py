@@ -149,6 +149,9 @@ def look_to_files(args: argparse.Namespace) -> Sequence[str]:
     asked = Asked(args.task, (args.phrase,) if args.phrase else args.classes, args.keypoints)
     if args.image is None:
         raise ValueError(f"--task {args.task}: give the --image to look at")
+    drawn = args.out / f"{args.image.stem}.png"
+    if drawn.resolve() == args.image.resolve():
+        raise ValueError(f"the drawing would replace {args.image}: name another folder with --out")
     picture, decoder = load_image(args.image), TASKS[args.task].decoder
     capacities, run, model = open_run(args, decoder)
     options = {"generated": args.generate, "max_tiles": args.max_tiles}

@@ -90,3 +90,12 @@ def test_a_task_loads_its_decoder(workdir, picture, tmp_path, monkeypatch, capsy
     assert (tmp_path / "out" / "picture.png").is_file()
     out = capsys.readouterr().out
     assert "load: " in out and "compile and look: " in out
+
+
+def test_a_drawing_never_replaces_its_picture(workdir, picture, monkeypatch, capsys):
+    before = picture.read_bytes()
+    argv = ["predict", "--workdir", str(workdir), "--image", str(picture), "--task", "det"]
+    monkeypatch.setattr("sys.argv", [*argv, "--classes", "circle", "--out", str(picture.parent)])
+    assert predict.main() == 2
+    assert "name another folder with --out" in capsys.readouterr().err
+    assert picture.read_bytes() == before
