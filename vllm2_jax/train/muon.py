@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
@@ -68,7 +69,7 @@ def _orthogonal(momenta: PyTree, params: PyTree) -> PyTree:
     for shape, members in alike.items():
         together = jnp.concatenate([matrices[i] for i in members])
         together = _newton_schulz(together) * (_RMS * math.sqrt(max(shape)))
-        ends = [sum(len(matrices[j]) for j in members[: i + 1]) for i in range(len(members) - 1)]
+        ends = np.cumsum([len(matrices[i]) for i in members])[:-1]
         for i, update in zip(members, jnp.split(together, ends), strict=True):
             updates[i] = leaves[i].replace(update.reshape(leaves[i].shape))
     return jax.tree.unflatten(tree, updates)

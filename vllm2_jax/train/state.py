@@ -117,7 +117,11 @@ def plan(
 
 def random_model(plan: Plan) -> Any:
     """What `plan.make_model` makes, with random weights, every array born on the devices that keep it."""
-    return _draw(plan, with_shardings(jax.eval_shape(plan.make_model), plan.model_shardings))
+    return _draw(plan, _abstract_model(plan))
+
+
+def _abstract_model(plan: Plan) -> Any:
+    return with_shardings(jax.eval_shape(plan.make_model), plan.model_shardings)
 
 
 def _draw(plan: Plan, model: nnx.Module) -> Any:
@@ -125,6 +129,8 @@ def _draw(plan: Plan, model: nnx.Module) -> Any:
     leaves, tree = jax.tree.flatten(model)
     shardings = jax.tree.leaves(plan.model_shardings)
     abstract = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    if not abstract:
+        return model
 
     def draw() -> list[jax.Array]:
         made = jax.tree.leaves(plan.make_model())
@@ -146,8 +152,7 @@ def create(plan: Plan, load: Callable[[nnx.Module], nnx.Module] | None = None) -
       plan: of the run.
       load: gives numbers to parameters of the sharded, abstract model; those it leaves abstract are drawn.
     """
-    model = with_shardings(jax.eval_shape(plan.make_model), plan.model_shardings)
-    model = _draw(plan, model if load is None else load(model))
+    model = random_model(plan) if load is None else _draw(plan, load(_abstract_model(plan)))
     _, *states = nnx.split(model, trained(plan.groups), ...)
     params, frozen = states
     del states
