@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = laptop.get_config()
     with config.unlocked(), config.ignore_type():
         config.steps = 1300
-        config.frozen_dtype = "float32"
+        config.frozen_dtype = "float32"  # as `dtype`
         config.model.queries.update(perception=3, generation=4)
         config.model.decoders = {
             name: {**SCENE_DECODERS[name], "objective": "autoencoder"} for name in PAINTERS
@@ -69,8 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
         config.optimizer.muon = r"^(llm/layers|vision/blocks|bridge)/.*kernel$|^vision/patches/kernel$"
         config.optimizer.groups = (
             (r"^(vision|bridge)/", 4.0),
-            (r"^(llm|regions)/", 1.0),
-            (r"/vae/", 1.0),
+            (r"^(llm|regions)/|/vae/", 1.0),
             (r"^(queries|decoders)/", None),
         )
     return config
