@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 # glibc gives big buffers back to the kernel and faults them in again in every step: a third of a tiny model's
-# step on a CPU. These settings keep them, in huge pages.
-MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1
+# step on a CPU. These settings keep them, in huge pages. (One arena for all threads would keep more, but the
+# compiler's threads wait for each other there, and leave it in pieces: 1.5 times the time to compile and to step.)
+MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 PY := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(MALLOC) $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # A test worker takes up to 4 GiB. A file stays with one worker: its tests share models and compiled programs.
