@@ -18,13 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from launch.race import filled, need, race, show
 from vllm2_jax.decoders.diffusion.config import SamplingConfig, ScheduleConfig, UNetConfig
 from vllm2_jax.decoders.diffusion.painter import apart, side_by_side
 from vllm2_jax.decoders.diffusion.samplers import make_plan, sample
 from vllm2_jax.decoders.diffusion.unet import UNet
+from vllm2_jax.nn.rngs import Rngs
 
 PIXELS, FACTOR = 256, 8
 STEPS, GUIDANCE, TOKENS = 20, 7.5, 77
@@ -91,7 +91,7 @@ class Ours:
     """Our UNet, jitted; weights and inputs are on the device."""
 
     def __init__(self, config: UNetConfig, work: Work):
-        self.unet = filled(lambda: UNet(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+        self.unet = filled(lambda: UNet(config, dtype=jnp.float32, rngs=Rngs(0)))
         self.latents, self.text, self.no_text = map(jnp.asarray, (work.latents, work.text, work.no_text))
         self.time = jnp.array([work.time])
         plan = make_plan(SamplingConfig(sampler="ddim", steps=STEPS, max_steps=STEPS), ScheduleConfig())

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from launch.race import Timed, filled, need, parameters, race, show
 from vllm2_jax.batch import Links, mean
@@ -27,6 +26,7 @@ from vllm2_jax.decoders.grounding_dino import criterion
 from vllm2_jax.decoders.grounding_dino.config import GroundingDINOConfig
 from vllm2_jax.decoders.grounding_dino.model import GroundingDINO
 from vllm2_jax.decoders.grounding_dino.targets import Capacity, read_picture, read_truth
+from vllm2_jax.nn.rngs import Rngs
 
 PIXELS, CLASSES, OBJECTS, ROOM = 800, 80, 20, 100
 LINK_QUERIES, LINK_WIDTH = 4, 4096  # of the released model
@@ -39,7 +39,7 @@ def grounding_dino(args: argparse.Namespace) -> dict[str, Any]:
 
     pixels, config = args.pixels or PIXELS, GroundingDINOConfig(dtype="float32")
     links, targets = make_rows(pixels)
-    model = filled(lambda: GroundingDINO(config, link_width=LINK_WIDTH, rngs=nnx.Rngs(0)))
+    model = filled(lambda: GroundingDINO(config, link_width=LINK_WIDTH, rngs=Rngs(0)))
     peer = torch_grounding_dino.Peer(config, links.states[:, :, 0], targets, OBJECTS)
     print(f"parameters: ours {parameters(model):,} (masks included), peer {peer.parameters():,}")
     races: dict[str, dict[str, Timed]] = {

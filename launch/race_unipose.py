@@ -18,13 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from launch.race import Timed, filled, need, parameters, race, show
 from vllm2_jax.batch import Links, mean
 from vllm2_jax.decoders.unipose.config import CriterionConfig, UniPoseConfig
 from vllm2_jax.decoders.unipose.model import UniPose
 from vllm2_jax.decoders.unipose.targets import Capacity
+from vllm2_jax.nn.rngs import Rngs
 
 PIXELS, OBJECTS, ROOM = 800, 10, 50
 # AP-10K's and COCO's. The official code always has room for 68 keypoints, which is 3,450 queries that look at
@@ -41,7 +41,7 @@ def unipose(args: argparse.Namespace) -> dict[str, Any]:
     pixels = args.pixels or PIXELS
     config = UniPoseConfig(dtype="float32", criterion=CriterionConfig(denoising=0))
     links, targets = make_rows(pixels)
-    model = filled(lambda: UniPose(config, link_width=LINK_WIDTH, rngs=nnx.Rngs(0)))
+    model = filled(lambda: UniPose(config, link_width=LINK_WIDTH, rngs=Rngs(0)))
     peer = torch_unipose.Peer(config, links.states[:, :, 0], targets, OBJECTS)
     print(f"parameters: ours {parameters(model):,}, peer {peer.parameters():,}")
     races: dict[str, dict[str, Timed]] = {

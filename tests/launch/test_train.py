@@ -2,6 +2,7 @@
 """The command that trains, on the real tiny model: resumes bit by bit, stops with the right exit code."""
 
 import dataclasses
+import os
 import pathlib
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def test_resume_is_bit_exact_with_model_and_data(tmp_path):
         (["--config=configs/stage1_tune_7b.py"], "--config.data.root=FOLDER"),
         (["--config=configs/base.py", "--config.sharding.mesh=fsdp=3"], "change the size of fsdp"),
         (["--config=configs/base.py", "--config.data.groups=6"], "6 groups do not split over 8 batch shards"),
+        (["--config=configs/base.py", "--compile_only"], "set JAX_COMPILATION_CACHE_DIR=FOLDER"),
     ],
 )
 def test_config_at_fault_exits_with_two(flags, message, tmp_path):
@@ -56,6 +58,16 @@ def test_config_at_fault_exits_with_two(flags, message, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
+
+
+def test_a_step_compiled_ahead_is_found(tmp_path):
+    command = [sys.executable, "-m", "launch.train", "--config=configs/base.py:tiny", f"--workdir={tmp_path}"]
+    command += ["--config.sharding.devices=cpu:1", "--config.data.groups=1", "--config.steps=2"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    for flags in (["--compile_only"], []):
+        subprocess.run([*command, *flags], cwd=ROOT, env={**os.environ, **cache}, check=True)
+    opened, first, *_ = metrics.read(tmp_path)
+    assert first["programs/cached"] > opened["programs/cached"]
 
 
 def test_data_is_not_read_from_buckets():

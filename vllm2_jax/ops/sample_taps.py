@@ -7,6 +7,7 @@ cache. The backward pass does store rows, for fewer pairs at a time, and multipl
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from vllm2_jax.ops.levels import Shapes
 
 PAIRS = 2048  # (query, head) pairs at a time: 2 MB with all they need, a core's cache
 STORED = 256  # of them, whose rows the backward pass stores at a time: 2 MB again
+LOOPS = 4  # of the backward pass at once
 
 _ROW = jax.lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
 _INTO = jax.lax.ScatterDimensionNumbers(
@@ -64,7 +66,15 @@ def _forward(value, shapes, locations, weights):
 
 
 def _backward(shapes, saved, gradient):
-    value, locations, weights = saved
+    # A loop that adds to a table runs on one core. Heads have tables of their own: loops side by side.
+    pairs, heads = math.prod(gradient.shape[:3]), gradient.shape[2]
+    loops = math.gcd(heads, LOOPS) if pairs >= LOOPS * PAIRS else 1
+    parts = zip(*(jnp.split(x, loops, axis=2) for x in (*saved, gradient)), strict=True)
+    pulled = [_pull(shapes, *part) for part in parts]
+    return tuple(jnp.concatenate(xs, axis=2) for xs in zip(*pulled, strict=True))
+
+
+def _pull(shapes, value, locations, weights, gradient):
     width, heads = value.shape[-1], value.shape[2]
     flat, steps = value.reshape(-1, width), _steps(shapes, weights.shape)
 

@@ -135,7 +135,7 @@ def train(
             state = start(config, plan, checkpoints, data)
         for fallback in plan.fallbacks:
             logging.warning("not split, because it does not divide: %s", fallback)
-        step = jax.jit(train_step, donate_argnums=0, out_shardings=(plan.shardings, None))
+        step = _jit(train_step, plan)
         first = int(state.step) + 1
         bar = tqdm(total=config.steps, initial=first - 1, unit="step", disable=None if main else True)
         stack.callback(bar.close)
@@ -184,6 +184,33 @@ def train(
             checkpoints.wait()
         writer.write(number, clock.values() | programs.values())
     return state
+
+
+def compile_ahead(
+    plan: Plan,
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    data: Any,
+    mesh: Mesh,
+    strategy: Strategy,
+) -> None:
+    """Leaves the compiled step in jax's compile cache, where `train` finds it; arguments as of `train`.
+
+    It needs no state, so a run can be made ready while other work keeps memory and devices busy.
+
+    Raises:
+      ValueError: there is no compile cache.
+    """
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        raise ValueError("no compile cache to leave the step in: set JAX_COMPILATION_CACHE_DIR=FOLDER")
+    programs = profile.programs()
+    with jax.set_mesh(mesh), axis_rules(strategy.activation_rules):
+        batch = global_batch(mesh, strategy.rules, _next(data, 1)["batch"])
+        _jit(train_step, plan).lower(plan.abstract, batch).compile()
+    logging.info("the step is compiled; %s", programs.describe())
+
+
+def _jit(train_step: Callable[..., Any], plan: Plan) -> Any:
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(plan.shardings, None))
 
 
 def _next(data: Any, number: int) -> Any:
