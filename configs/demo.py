@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Changes to `configs/talk.py`."""
     config = talk.get_config()
     with config.unlocked(), config.ignore_type():
-        config.steps = 650
+        config.steps = 600
         config.model.decoders = {
             name: {**sizes, "objective": "noise"} if name in PAINTERS else sizes
             for name, sizes in SCENE_DECODERS.items()
