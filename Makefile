@@ -27,7 +27,7 @@ $(STAMP): setup.py
 # The mixed step is compiled while the first stage trains. Evaluation finds what training compiled.
 demo: export JAX_COMPILATION_CACHE_DIR := runs/compiled
 demo: $(STAMP)  ## train a tiny model for all tasks on synthetic scenes, evaluate, write runs/demo/report.html
-	$(PY) -m launch.train --config configs/demo.py --workdir runs/demo --compile_only & \
+	nice env $(PY) -m launch.train --config configs/demo.py --workdir runs/demo --compile_only & \
 	$(PY) -m launch.train --config configs/talk.py --workdir runs/talk && wait $$!
 	$(PY) -m launch.train --config configs/demo.py --workdir runs/demo
 	$(PY) -m launch.evaluate --config configs/demo.py --workdir runs/demo --require '$(REACHED)'
