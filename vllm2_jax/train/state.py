@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The train state, and how it comes to lie on a mesh: abstract, then sharded, then loaded, then split."""
 
+import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,8 @@ from jaxtyping import PyTree
 from vllm2_jax.sharding.partition import placements, shardings, with_shardings
 from vllm2_jax.sharding.strategies import Strategy
 from vllm2_jax.train.optimizer import Groups, multipliers, trained
+
+_PROGRAMS = 4  # that draw random weights, compiled at the same time
 
 
 @struct.dataclass
@@ -132,16 +136,28 @@ def _draw(plan: Plan, model: nnx.Module) -> Any:
     if not abstract:
         return model
 
-    def draw() -> list[jax.Array]:
+    def draw(chosen: list[int]) -> list[jax.Array]:
         made = jax.tree.leaves(plan.make_model())
-        return [made[i] for i in abstract]
+        return [made[i] for i in chosen]
 
     # On CPU LLVM would optimise the random bits of every parameter for 25 s, to draw them once (tiny model).
     on_cpu = shardings[0].mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else {}
-    drawn = jax.jit(draw, out_shardings=[shardings[i] for i in abstract], compiler_options=options)()
-    for i, array in zip(abstract, drawn, strict=True):
-        leaves[i] = array
+    # Hundreds of draws in one program are compiled one after the other.
+    parts = [part for start in range(_PROGRAMS) if (part := abstract[start::_PROGRAMS])]
+    lowered = [
+        jax.jit(
+            functools.partial(draw, part),
+            out_shardings=[shardings[i] for i in part],
+            compiler_options=options,
+        ).lower()
+        for part in parts
+    ]
+    with concurrent.futures.ThreadPoolExecutor(_PROGRAMS) as pool:
+        programs = list(pool.map(lambda program: program.compile(), lowered))
+    for part, program in zip(parts, programs, strict=True):
+        for i, array in zip(part, program(), strict=True):
+            leaves[i] = array
     return jax.tree.unflatten(tree, leaves)
 
 
