@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 # glibc gives big buffers back to the kernel and faults them in again in every step: a third of a tiny model's
 # step on a CPU. These settings keep them, in huge pages. (One arena for all threads would keep more, but the
-# compiler's threads wait for each other there, and leave it in pieces: 1.5 times the time to compile and to step.)
+# compiler's threads wait for each other there, and what they leave in pieces slows the steps down.)
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 PY := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(MALLOC) $(VENV)/bin/python
 STAMP := $(VENV)/.installed
