@@ -19,7 +19,7 @@ from vllm2_jax.ops.levels import Shapes
 
 PAIRS = 2048  # (query, head) pairs at a time: 2 MB with all they need, a core's cache
 STORED = 256  # of them, whose rows the backward pass stores at a time: 2 MB again
-LOOPS = 4  # of the backward pass at once
+LOOPS = 4  # of the backward pass, over some of the heads each
 
 _ROW = jax.lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
 _INTO = jax.lax.ScatterDimensionNumbers(
@@ -66,7 +66,7 @@ def _forward(value, shapes, locations, weights):
 
 
 def _backward(shapes, saved, gradient):
-    # A loop that adds to a table runs on one core. Heads have tables of their own: loops side by side.
+    # A loop that adds to a table waits for itself. Heads have tables of their own: loops that need not wait.
     pairs, heads = math.prod(gradient.shape[:3]), gradient.shape[2]
     loops = math.gcd(heads, LOOPS) if pairs >= LOOPS * PAIRS else 1
     parts = zip(*(jnp.split(x, loops, axis=2) for x in (*saved, gradient)), strict=True)
