@@ -24,12 +24,13 @@ $(STAMP): setup.py
 	$(VENV)/bin/python -m pip install --quiet -e '.[dev,tpu]'
 	touch $@
 
-# The mixed step is compiled while the first stage trains. Evaluation finds what training compiled.
+# The second stage compiles its mixed step while the first one trains, then waits for its weights. Evaluation
+# finds the programs that training compiled.
 demo: export JAX_COMPILATION_CACHE_DIR := runs/compiled
 demo: $(STAMP)  ## train a tiny model for all tasks on synthetic scenes, evaluate, write runs/demo/report.html
-	nice env $(PY) -m launch.train --config configs/demo.py --workdir runs/demo --compile_only & \
+	nice env $(PY) -m launch.train --config configs/demo.py --workdir runs/demo --wait & \
+	trap "kill $$! 2>/dev/null" EXIT INT TERM; \
 	$(PY) -m launch.train --config configs/talk.py --workdir runs/talk && wait $$!
-	$(PY) -m launch.train --config configs/demo.py --workdir runs/demo
 	$(PY) -m launch.evaluate --config configs/demo.py --workdir runs/demo --require '$(REACHED)'
 
 test: $(STAMP)  ## the whole suite: no network, no accelerator

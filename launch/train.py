@@ -9,6 +9,7 @@ with 4 when the machine is: no data arrives, or no checkpoint can be written. Al
 code, and say which of them had the error.
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -24,7 +25,7 @@ from launch.heldout import hooks
 from launch.logs import hush_orbax
 from vllm2_jax.train import fate, goodput, metrics
 from vllm2_jax.train.goodput import Clock
-from vllm2_jax.train.loop import compile_ahead, train
+from vllm2_jax.train.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -34,10 +35,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, may be gs://...: checkpoints and metrics.jsonl.", required=True
 )
-_COMPILE_ONLY = flags.DEFINE_bool(
-    "compile_only",
+_WAIT = flags.DEFINE_bool(
+    "wait",
     False,
-    "Leave the compiled step in $JAX_COMPILATION_CACHE_DIR and end: later runs begin faster.",
+    "Compile, then wait until the run in config.init.weights has saved its last step: for a stage that is "
+    "started while the one before it still trains.",
 )
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process a host: find the others (TPU pods, Slurm).")
 
@@ -69,12 +71,9 @@ def _train(config: Config, clock: Clock) -> None:
         run = build_run(config)
         logging.info("%s", describe(run))
         data = data_iterator(config, run)
-        if _COMPILE_ONLY.value:
-            compile_ahead(run.plan, run.train_step, data, run.mesh, run.strategy)
-            return
         evaluations = hooks(config, run, functools.partial(rebuild, run))
     train(
-        loop_config(config, _WORKDIR.value),
+        dataclasses.replace(loop_config(config, _WORKDIR.value), wait=_WAIT.value),
         run.plan,
         run.train_step,
         data,

@@ -2,7 +2,6 @@
 """The command that trains, on the real tiny model: resumes bit by bit, stops with the right exit code."""
 
 import dataclasses
-import os
 import pathlib
 import subprocess
 import sys
@@ -50,7 +49,7 @@ def test_resume_is_bit_exact_with_model_and_data(tmp_path):
         (["--config=configs/stage1_tune_7b.py"], "--config.data.root=FOLDER"),
         (["--config=configs/base.py", "--config.sharding.mesh=fsdp=3"], "change the size of fsdp"),
         (["--config=configs/base.py", "--config.data.groups=6"], "6 groups do not split over 8 batch shards"),
-        (["--config=configs/base.py", "--compile_only"], "set JAX_COMPILATION_CACHE_DIR=FOLDER"),
+        (["--config=configs/base.py", "--wait"], "set config.init.weights=FOLDER"),
     ],
 )
 def test_config_at_fault_exits_with_two(flags, message, tmp_path):
@@ -60,14 +59,22 @@ def test_config_at_fault_exits_with_two(flags, message, tmp_path):
     assert message in done.stderr
 
 
-def test_a_step_compiled_ahead_is_found(tmp_path):
-    command = [sys.executable, "-m", "launch.train", "--config=configs/base.py:tiny", f"--workdir={tmp_path}"]
-    command += ["--config.sharding.devices=cpu:1", "--config.data.groups=1", "--config.steps=2"]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-    for flags in (["--compile_only"], []):
-        subprocess.run([*command, *flags], cwd=ROOT, env={**os.environ, **cache}, check=True)
-    opened, first, *_ = metrics.read(tmp_path)
-    assert first["programs/cached"] > opened["programs/cached"]
+def test_a_stage_waits_for_the_one_before_it(tmp_path):
+    """The second is started before the first, which has earlier checkpoints while it trains."""
+    command = [sys.executable, "-m", "launch.train", "--config=configs/base.py:tiny"]
+    command += ["--config.sharding.devices=cpu:1", "--config.data.groups=1", "--config.steps=3"]
+    second = [*command, f"--workdir={tmp_path}/2", f"--config.init.weights={tmp_path}/1"]
+    with subprocess.Popen([*second, "--wait"], cwd=ROOT) as waiting:
+        try:
+            first = [*command, f"--workdir={tmp_path}/1", "--config.save_every=1"]
+            subprocess.run(first, cwd=ROOT, check=True)
+            assert waiting.wait(timeout=300) == 0
+        finally:
+            waiting.kill()
+    subprocess.run([*second, f"--workdir={tmp_path}/3"], cwd=ROOT, check=True)
+    assert losses(tmp_path / "2") == losses(tmp_path / "3")  # the batch it compiled with was not lost
+    opened, *_ = metrics.read(tmp_path / "2")
+    assert opened["seconds/compile"] > 0  # before there was a state
 
 
 def test_data_is_not_read_from_buckets():

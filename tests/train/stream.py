@@ -54,6 +54,6 @@ def run(
         batches() if data is None else data,
         mesh,
         rules,
-        run_config={"peak": 1e-2},
+        run_config={"peak": 1e-2, "steps": total},
         hooks=hooks,
     )

@@ -19,7 +19,7 @@ from tests.train.stream import batches, run
 from vllm2_jax.nn.layers import param
 from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.train import metrics
-from vllm2_jax.train.checkpoint import Checkpoints, load_weights, save_weights
+from vllm2_jax.train.checkpoint import Checkpoints, is_finished, load_weights, save_weights
 from vllm2_jax.train.monitor import NotFiniteError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,6 +42,14 @@ def test_resume_is_bit_exact(whole, tmp_path):
     assert state.step == 8
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), whole[1])
     assert losses(tmp_path) == losses(whole[0])
+
+
+def test_weights_are_finished_with_the_last_step(whole, tmp_path):
+    run(tmp_path / "run", 4)
+    assert not is_finished(tmp_path / "run") and is_finished(whole[0])
+    assert not is_finished(tmp_path / "converted")
+    save_weights(tmp_path / "converted", Small(rngs=Rngs(0)))
+    assert is_finished(tmp_path / "converted")
 
 
 def test_resume_on_another_mesh(whole, tmp_path):
@@ -73,7 +81,7 @@ def test_what_is_written(whole):
     assert lines[-1]["loss"] < lines[0]["loss"]
     with Checkpoints(whole[0] / "checkpoints") as saved:
         assert saved.latest() == 8
-        assert saved.config() == {"peak": 1e-2}
+        assert saved.config() == {"peak": 1e-2, "steps": 8}
 
 
 def test_weights_of_another_run(whole, tmp_path):

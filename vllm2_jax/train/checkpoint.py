@@ -92,7 +92,7 @@ class Checkpoints:
         try:
             call()
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            whole = sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdigit())
+            whole = steps_in(self.directory)
             disk = self.directory.exists() and not in_bucket(self.directory)
             free = f"; {shutil.disk_usage(self.directory).free / 2**20:,.0f} MiB are free" if disk else ""
             raise SaveError(
@@ -291,12 +291,26 @@ def state_folder(directory: PathLike) -> epath.Path:
     root = place(directory)
     if (root / "checkpoints").is_dir():
         root = root / "checkpoints"
-    steps = sorted(
-        int(path.name) for path in root.glob("*") if path.name.isdigit() and (path / "state").is_dir()
-    )
+    steps = [step for step in steps_in(root) if (root / str(step) / "state").is_dir()]
     if not steps:
         raise FileNotFoundError(f"no weights in {root}: it has no numbered folder with an item `state`")
     return root / str(steps[-1]) / "state"
+
+
+def steps_in(folder: epath.Path) -> list[int]:
+    """Names of the numbered folders in a folder, in order; none if it is not there."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def is_finished(directory: PathLike) -> bool:
+    """Whether a run has saved its last step; of a conversion, whether it is there."""
+    root = place(directory)
+    folder = root / "checkpoints"
+    if not folder.is_dir():
+        return bool(steps_in(root))
+    with Checkpoints(folder) as run:
+        step = run.latest()
+        return step is not None and step >= run.config(step)["steps"]
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ the host to read a metric; a run that has gone wrong stops and says at which ste
 
 import contextlib
 import dataclasses
+import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.sharding.partition import global_batch
 from vllm2_jax.sharding.strategies import Strategy
 from vllm2_jax.train import profile
-from vllm2_jax.train.checkpoint import Checkpoints, load_weights
+from vllm2_jax.train.checkpoint import Checkpoints, is_finished, load_weights, steps_in
 from vllm2_jax.train.goodput import Clock
 from vllm2_jax.train.metrics import Writer
 from vllm2_jax.train.monitor import Monitor
@@ -44,6 +46,7 @@ class LoopConfig:
       keep: checkpoints that stay; older ones are deleted.
       resume: workdir of another run to continue in this one: state and position in the data.
       weights, fresh: where parameters come from, and the regex of those it may lack (`load_weights`).
+      wait: begin by compiling, then wait until `weights` are finished: the run there may still go on.
       bad_steps: steps in a row that may be skipped because they are not finite before the run stops.
       profile_first, profile_steps: window that the profiler records; 0 steps: none. A file PROFILE in the
         workdir asks for another one (`profile.TraceWindow`).
@@ -57,6 +60,7 @@ class LoopConfig:
     resume: str = ""
     weights: str = ""
     fresh: str = ""
+    wait: bool = False
     bad_steps: int = 3
     profile_first: int = 10
     profile_steps: int = 0
@@ -112,9 +116,12 @@ def train(
 
     Raises:
       NotFiniteError: names the step, see `monitor`.
+      ValueError: `config.wait` without `config.weights`; or see `start`.
       RuntimeError: the data ended before the last step; names the step.
       SaveError: a checkpoint could not be written; those before it are whole.
     """
+    if config.wait and not config.weights:
+        raise ValueError("there is nothing to wait for: set config.init.weights=FOLDER, or leave --wait out")
     clock = clock or Clock()
     programs = profile.programs()
     workdir = place(config.workdir)
@@ -122,6 +129,15 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(axis_rules(strategy.activation_rules))
+        step = jax.jit(train_step, donate_argnums=0, out_shardings=(plan.shardings, None))
+
+        # ---------------------------------------------------------------- the stage before may still train
+        if config.wait:
+            with clock.on("compile"):
+                step = _compile(step, plan, data, mesh, strategy)
+            if not steps_in(workdir / "checkpoints"):
+                _await(config.weights)
+
         stop_requested = stack.enter_context(stop_requests())
         writer = stack.enter_context(contextlib.closing(Writer(workdir, enabled=main)))
         trace = profile.TraceWindow(workdir, config.profile_first, config.profile_steps)
@@ -135,7 +151,6 @@ def train(
             state = start(config, plan, checkpoints, data)
         for fallback in plan.fallbacks:
             logging.warning("not split, because it does not divide: %s", fallback)
-        step = _jit(train_step, plan)
         first = int(state.step) + 1
         bar = tqdm(total=config.steps, initial=first - 1, unit="step", disable=None if main else True)
         stack.callback(bar.close)
@@ -186,31 +201,22 @@ def train(
     return state
 
 
-def compile_ahead(
-    plan: Plan,
-    train_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
-    data: Any,
-    mesh: Mesh,
-    strategy: Strategy,
-) -> None:
-    """Leaves the compiled step in jax's compile cache, where `train` finds it; arguments as of `train`.
-
-    It needs no state, so a run can be made ready while other work keeps memory and devices busy.
-
-    Raises:
-      ValueError: there is no compile cache.
-    """
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        raise ValueError("no compile cache to leave the step in: set JAX_COMPILATION_CACHE_DIR=FOLDER")
-    programs = profile.programs()
-    with jax.set_mesh(mesh), axis_rules(strategy.activation_rules):
-        batch = global_batch(mesh, strategy.rules, _next(data, 1)["batch"])
-        _jit(train_step, plan).lower(plan.abstract, batch).compile()
-    logging.info("the step is compiled; %s", programs.describe())
+def _compile(step: Any, plan: Plan, data: Any, mesh: Mesh, strategy: Strategy) -> Any:
+    """The step as a program, before there is a state; `data` stays where it is."""
+    position = data.get_state()
+    batch = global_batch(mesh, strategy.rules, _next(data, 1)["batch"])
+    data.set_state(position)
+    return step.lower(plan.abstract, batch).compile()
 
 
-def _jit(train_step: Callable[..., Any], plan: Plan) -> Any:
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(plan.shardings, None))
+def _await(weights: str) -> None:
+    """Returns when `weights` are finished; says once a minute what it waits for."""
+    for second in itertools.count():
+        if is_finished(weights):
+            return
+        if second % 60 == 0:
+            logging.info("the step is compiled; waiting for the last step of the run %s", weights)
+        time.sleep(1)
 
 
 def _next(data: Any, number: int) -> Any:
