@@ -106,10 +106,11 @@ class Projection(nnx.Module):
             else None
         )
         self.inputs, self.dtype = n, dtype
+        self.gated = len(outputs) > 1 and axes[n] is None
 
     def __call__(self, x: Float[Array, "B T *I"], key: jax.Array | None = None) -> Float[Array, "B T *O"]:
         """Contracts the last axes of `x`; a key switches the adapter's dropout on."""
-        y = contract(x, self.kernel[...].astype(self.dtype), self.inputs)
+        y = contract(x, self.kernel[...].astype(self.dtype), self.inputs, self.gated)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return checkpoint_name(y if self.lora is None else y + self.lora(x, key), "projection")

@@ -6,12 +6,15 @@ Parameters are float32 (frozen ones may be stored in bfloat16), products run in 
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from vllm2_jax.nn.convolve import convolve
 
 Axes = tuple[str | None, ...]
 
@@ -76,10 +79,12 @@ def einsum(
     """
     n = len(shape)
     lecun = nnx.initializers.lecun_normal(in_axis=range(inputs), out_axis=range(inputs, n))
-    return nnx.Einsum(
+    return Dense(
         equation,
         shape,
         shape[inputs:] if bias else None,
+        inputs=inputs,
+        gated=len(axes) - inputs > 1 and axes[inputs] is None,
         dtype=dtype,
         param_dtype=jnp.float32,
         kernel_init=init or lecun,
@@ -145,6 +150,7 @@ def conv3(
         dtype=dtype,
         param_dtype=jnp.float32,
         kernel_init=init,
+        conv_general_dilated=convolve,
         kernel_metadata={"axes": (None, None, *axes)},
         bias_metadata={"axes": axes[1:]},
         rngs=rngs,
@@ -190,31 +196,62 @@ class GroupNorm(nnx.GroupNorm):
         return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def contract(x: Float[Array, "*x"], kernel: Float[Array, "*k"], axes: int) -> Float[Array, "*y"]:
-    """`jnp.tensordot(x, kernel, axes)` whose kernel gradient is born in the kernel's own layout.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def contract(
+    x: Float[Array, "*x"], kernel: Float[Array, "*k"], axes: int, gated: bool = False
+) -> Float[Array, "*y"]:
+    """`jnp.tensordot(x, kernel, axes)` whose gradients are born in the layout of what they are gradients of.
 
-    JAX's rule forms the transposed gradient and turns it round. XLA on a CPU then transposes what is wide
-    (the gradient of a gated layer, once for each kernel) where this transposes what is narrow and shared (its
-    input): a sixth of a training step.
+    JAX's rule forms the transposed gradient of the kernel and turns it round. XLA on a CPU then transposes
+    what is wide (the gradient of a gated layer, once for each kernel) where this transposes what is narrow
+    and shared (its input): a sixth of a training step. For the gradient of the input it transposes the kernel
+    if several axes are summed over, but not for one: they are made one, except the first of a `gated` layer,
+    whose second may be split over devices.
     """
     return jnp.tensordot(x, kernel, axes)
 
 
-def _contract_forward(x, kernel, axes):
+def _contract_forward(x, kernel, axes, gated):
     return jnp.tensordot(x, kernel, axes), (x, kernel)
 
 
-def _contract_backward(axes, saved, gradient):
+def _contract_backward(axes, gated, saved, gradient):
     x, kernel = saved
-    rows, outputs = x.ndim - axes, kernel.ndim - axes
+    rows = x.ndim - axes
     summed = tuple(range(rows))
     d_kernel = jax.lax.dot_general(x, gradient, ((summed, summed), ((), ())))
-    outs = tuple(range(rows, rows + outputs)), tuple(range(axes, kernel.ndim))
-    return jax.lax.dot_general(gradient, kernel, (outs, ((), ()))), d_kernel
+
+    def at_once(gradient, kernel):
+        outs = tuple(range(rows, gradient.ndim)), tuple(range(axes, kernel.ndim))
+        return jax.lax.dot_general(gradient, kernel, (outs, ((), ())))
+
+    def as_matrices(gradient, kernel):
+        if gated:
+            parts = (jnp.moveaxis(gradient, rows, 0), jnp.moveaxis(kernel, axes, 0))
+            return sum(at_once(*part) for part in zip(*parts, strict=True))
+        merged = gradient.reshape(*gradient.shape[:rows], -1), kernel.reshape(*kernel.shape[:axes], -1)
+        return at_once(*merged)
+
+    return jax.lax.platform_dependent(gradient, kernel, cpu=as_matrices, default=at_once), d_kernel
 
 
 contract.defvjp(_contract_forward, _contract_backward)
+
+
+class Dense(nnx.Einsum):
+    """`nnx.Einsum` of an input and a kernel whose first axes are summed over, by `contract`."""
+
+    def __init__(self, *args: Any, inputs: int, gated: bool, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.inputs, self.gated = inputs, gated
+
+    def __call__(self, inputs: Float[Array, "*x"], einsum_str: str | None = None) -> Float[Array, "*y"]:
+        """The layer; its equation was given when it was made."""
+        if einsum_str is not None:
+            raise ValueError(f"{einsum_str}: the equation of this layer is {self.einsum_str}")
+        kernel = self.kernel[...].astype(self.dtype)
+        y = contract(inputs.astype(self.dtype), kernel, self.inputs, self.gated)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
 class LayerNorm(nnx.LayerNorm):

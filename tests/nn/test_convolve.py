@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A convolution over a small map is the same as any other, with its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vllm2_jax.nn.convolve import FEW
+from vllm2_jax.nn.layers import conv3
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.mark.parametrize("stride, border", [(1, (1, 1)), (2, (1, 1)), (2, (0, 1))])
+def test_small_map(stride, border):
+    conv = conv3(12, 16, stride=stride, border=border, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(conv)
+    x = jax.random.normal(jax.random.key(1), (2, 5, 8, 12))
+
+    def ours(x, state):
+        return nnx.merge(graph, state)(x)
+
+    def plain(x, state):
+        kernel, bias = state["kernel"][...], state["bias"][...]
+        padding = (border, border)
+        found = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+        return found + bias
+
+    (found, pull), (wanted, pull_plain) = (jax.vjp(f, x, state) for f in (ours, plain))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    weight = jax.random.normal(jax.random.key(2), wanted.shape)
+    for a, b in zip(*map(jax.tree.leaves, (pull(weight), pull_plain(weight))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [4, 32])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_only_small_maps_on_a_cpu_are_products(side, platform):
+    conv = conv3(12, 16, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = jax.ShapeDtypeStruct((1, side, side, 12), jnp.float32)
+    traced = jax.jit(lambda conv, x: conv(x)).trace(conv, x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    product = platform == "cpu" and side * side <= FEW
+    assert ("stablehlo.convolution" not in text) == product

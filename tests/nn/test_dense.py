@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dense layer between several axes is an einsum, with its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vllm2_jax.nn.layers import einsum
+
+
+@pytest.mark.parametrize(
+    "equation, source, shape, axes, inputs",
+    [
+        ("btd,dhk->bthk", (12,), (12, 4, 3), ("embed", "heads", "head_dim"), 1),
+        ("bthk,hkd->btd", (4, 3), (4, 3, 12), ("heads", "head_dim", "embed"), 2),
+        ("btd,dgf->btgf", (12,), (12, 2, 20), ("embed", None, "mlp"), 1),
+        ("btd,dhlpc->bthlpc", (12,), (12, 4, 2, 3, 2), ("embed", "heads", None, None, None), 1),
+    ],
+)
+def test_is_an_einsum(equation, source, shape, axes, inputs):
+    layer = einsum(equation, shape, axes, inputs=inputs, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    state["bias"] = state["bias"].replace(jax.random.normal(jax.random.key(3), state["bias"].shape))
+    x = jax.random.normal(jax.random.key(1), (2, 5, *source))
+
+    def ours(x, state):
+        return nnx.merge(graph, state)(x)
+
+    def plain(x, state):
+        return jnp.einsum(equation, x, state["kernel"][...]) + state["bias"][...]
+
+    (found, pull), (wanted, pull_plain) = (jax.vjp(f, x, state) for f in (ours, plain))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    weight = jax.random.normal(jax.random.key(2), wanted.shape)
+    for a, b in zip(*map(jax.tree.leaves, (pull(weight), pull_plain(weight))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
