@@ -14,9 +14,10 @@ from vllm2_jax.nn.layers import einsum
     "equation, source, shape, axes, inputs",
     [
         ("btd,dhk->bthk", (12,), (12, 4, 3), ("embed", "heads", "head_dim"), 1),
-        ("bthk,hkd->btd", (4, 3), (4, 3, 12), ("heads", "head_dim", "embed"), 2),
-        ("btd,dgf->btgf", (12,), (12, 2, 20), ("embed", None, "mlp"), 1),
-        ("btd,dhlpc->bthlpc", (12,), (12, 4, 2, 3, 2), ("embed", "heads", None, None, None), 1),
+        ("btd,dhk->bthk", (1024,), (1024, 16, 64), ("embed", "heads", "head_dim"), 1),
+        ("bthk,hkd->btd", (16, 64), (16, 64, 1024), ("heads", "head_dim", "embed"), 2),
+        ("btd,dgf->btgf", (512,), (512, 2, 1024), ("embed", None, "mlp"), 1),
+        ("btd,dhlpc->bthlpc", (1024,), (1024, 16, 4, 8, 2), ("embed", "heads", None, None, None), 1),
     ],
 )
 def test_is_an_einsum(equation, source, shape, axes, inputs):
@@ -32,7 +33,7 @@ def test_is_an_einsum(equation, source, shape, axes, inputs):
         return jnp.einsum(equation, x, state["kernel"][...]) + state["bias"][...]
 
     (found, pull), (wanted, pull_plain) = (jax.vjp(f, x, state) for f in (ours, plain))
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     weight = jax.random.normal(jax.random.key(2), wanted.shape)
     for a, b in zip(*map(jax.tree.leaves, (pull(weight), pull_plain(weight))), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

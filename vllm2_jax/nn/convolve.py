@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions, which on a CPU are products where maps are small and channels many."""
+"""Convolutions, which on a CPU are products where maps are small and kernels wide."""
 
 import functools
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 # Cells of a result up to which XLA's convolution on a CPU is the slower one, its gradient most of all.
 FEW = 256
+# Numbers in a kernel from which on its shape is worth a thought; below it programs would only get longer.
+WIDE = 2**20
 
 Padding = tuple[tuple[int, int], ...]
 
@@ -24,10 +26,10 @@ def convolve(
 ) -> Float[Array, "N H2 W2 D"]:
     """`jax.lax.conv_general_dilated` as `nnx.Conv` calls it, without dilation and groups.
 
-    Compiled for a CPU, a result of few cells is a product of the kernel with patches.
+    Compiled for a CPU, a result of few cells is a product of a wide kernel with patches.
     """
     shape = jax.eval_shape(functools.partial(_convolution, strides=strides, padding=padding), x, kernel).shape
-    if shape[1] * shape[2] > FEW:
+    if shape[1] * shape[2] > FEW or kernel.size < WIDE:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
     return _small(tuple(strides), tuple(map(tuple, padding)), x, kernel)
 

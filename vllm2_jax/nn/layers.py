@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vllm2_jax.nn.convolve import convolve
+from vllm2_jax.nn.convolve import WIDE, convolve
 
 Axes = tuple[str | None, ...]
 
@@ -205,8 +205,8 @@ def contract(
     JAX's rule forms the transposed gradient of the kernel and turns it round. XLA on a CPU then transposes
     what is wide (the gradient of a gated layer, once for each kernel) where this transposes what is narrow
     and shared (its input): a sixth of a training step. For the gradient of the input it transposes the kernel
-    if several axes are summed over, but not for one: they are made one, except the first of a `gated` layer,
-    whose second may be split over devices.
+    if several axes are summed over, but not for one: those of a wide kernel are made one, except the first
+    of a `gated` layer, whose second may be split over devices.
     """
     return jnp.tensordot(x, kernel, axes)
 
@@ -232,6 +232,8 @@ def _contract_backward(axes, gated, saved, gradient):
         merged = gradient.reshape(*gradient.shape[:rows], -1), kernel.reshape(*kernel.shape[:axes], -1)
         return at_once(*merged)
 
+    if kernel.ndim - axes == 1 or kernel.size < WIDE:
+        return at_once(gradient, kernel), d_kernel
     return jax.lax.platform_dependent(gradient, kernel, cpu=as_matrices, default=at_once), d_kernel
 
 
@@ -239,7 +241,7 @@ contract.defvjp(_contract_forward, _contract_backward)
 
 
 class Dense(nnx.Einsum):
-    """`nnx.Einsum` of an input and a kernel whose first axes are summed over, by `contract`."""
+    """`nnx.Einsum` of an input and a kernel whose first axes are summed over; wide kernels by `contract`."""
 
     def __init__(self, *args: Any, inputs: int, gated: bool, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -249,6 +251,8 @@ class Dense(nnx.Einsum):
         """The layer; its equation was given when it was made."""
         if einsum_str is not None:
             raise ValueError(f"{einsum_str}: the equation of this layer is {self.einsum_str}")
+        if self.kernel.size < WIDE:
+            return super().__call__(inputs)
         kernel = self.kernel[...].astype(self.dtype)
         y = contract(inputs.astype(self.dtype), kernel, self.inputs, self.gated)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
