@@ -141,12 +141,12 @@ _DECODERS: dict[str, dict[str, Any]] = {
         }
     },
 }
-# Updates, columns of a row, learning rate.
+# Updates, columns of a row, learning rate, kernels that Muon trains (where all parts agree).
 _RUNS = {
-    "chat": (400, 192, 1e-3),
-    "det": (800, 112, 8e-4),
-    "pose": (1000, 384, 8e-4),
-    "edit": (1200, 112, 1e-3),
+    "chat": (400, 192, 1e-3, ""),
+    "det": (800, 112, 8e-4, ""),
+    "pose": (1000, 384, 8e-4, r"^(llm/layers|vision/blocks|decoders)/(?!.*/(offsets|weights)/).*kernel$"),
+    "edit": (1200, 112, 1e-3, ""),
 }
 
 
@@ -171,8 +171,8 @@ def get_config(parts: str = "") -> ml_collections.ConfigDict:
             config.model.queries.generation = 4
             config.optimizer.groups = ALL_BUT_CAPTIONS
             config.eval.pictures = 16
-        if names == ["pose"]:
-            config.optimizer.muon = r"^(llm/layers|vision/blocks|decoders)/(?!.*/(offsets|weights)/).*kernel$"
+        if len({_RUNS[name][3] for name in names}) == 1:
+            config.optimizer.muon = _RUNS[names[0]][3]
         config.data.groups = 1
         config.eval.every = 100 if names == ["chat"] else 250
         config.eval.max_new = 128

@@ -56,7 +56,7 @@ WAYS = {
     "sample": (lambda value, *where: sample(value, SHAPES, *where), {}),
     "taps": (flat(sample_taps.sample_taps), {}),
     "taps, chunks": (flat(sample_taps.sample_taps), {"PAIRS": 16, "STORED": 8}),
-    "taps, loops": (flat(sample_taps.sample_taps), {"PAIRS": 1, "STORED": 1}),
+    "taps, parts": (flat(sample_taps.sample_taps), {"PAIRS": 1, "STORED": 1}),
     "product": (flat(sample_rows.sample_rows), {}),
     "rows": (flat(sample_rows.sample_rows, few=0), {}),
     "both, chunks": (flat(sample_rows.sample_rows, few=12), {"CHUNK": 1}),

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Cells of a result up to which XLA's convolution on a CPU is the slower one, its gradient most of all.
-FEW = 256
+# Cells of a result up to which XLA's convolution on a CPU is the slower one, and its gradients are.
+FEW, FEW_BACKWARD = 64, 256
 # Numbers in a kernel from which on its shape is worth a thought; below it programs would only get longer.
-WIDE = 2**20
+WIDE = 2**18
 
 Padding = tuple[tuple[int, int], ...]
 
@@ -26,25 +26,29 @@ def convolve(
 ) -> Float[Array, "N H2 W2 D"]:
     """`jax.lax.conv_general_dilated` as `nnx.Conv` calls it, without dilation and groups.
 
-    Compiled for a CPU, a result of few cells is a product of a wide kernel with patches.
+    Compiled for a CPU, a result of few cells is a product of a wide kernel with patches, and of some more
+    cells its gradients are.
     """
     shape = jax.eval_shape(functools.partial(_convolution, strides=strides, padding=padding), x, kernel).shape
-    if shape[1] * shape[2] > FEW or kernel.size < WIDE:
+    cells = shape[1] * shape[2]
+    if cells > FEW_BACKWARD or kernel.size < WIDE:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
-    return _small(tuple(strides), tuple(map(tuple, padding)), x, kernel)
+    return _small(cells, tuple(strides), tuple(map(tuple, padding)), x, kernel)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _small(strides, padding, x, kernel):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _small(cells, strides, padding, x, kernel):
     """Keeps no patches for the backward pass, which are nine times the map."""
+    if cells > FEW:
+        return _convolution(x, kernel, strides, padding)
     return _by_platform(lambda convolved, *xs: convolved(*xs, strides, padding), x, kernel)
 
 
-def _forward(strides, padding, x, kernel):
-    return _small(strides, padding, x, kernel), (x, kernel)
+def _forward(cells, strides, padding, x, kernel):
+    return _small(cells, strides, padding, x, kernel), (x, kernel)
 
 
-def _backward(strides, padding, saved, gradient):
+def _backward(_, strides, padding, saved, gradient):
     def pulled(convolved, x, kernel, gradient):
         return jax.vjp(lambda x, kernel: convolved(x, kernel, strides, padding), x, kernel)[1](gradient)
 

@@ -5,6 +5,7 @@ Parameters are float32 (frozen ones may be stored in bfloat16), products run in 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -205,8 +206,8 @@ def contract(
     JAX's rule forms the transposed gradient of the kernel and turns it round. XLA on a CPU then transposes
     what is wide (the gradient of a gated layer, once for each kernel) where this transposes what is narrow
     and shared (its input): a sixth of a training step. For the gradient of the input it transposes the kernel
-    if several axes are summed over, but not for one: those of a wide kernel are made one, except the first
-    of a `gated` layer, whose second may be split over devices.
+    if that has more than two axes: a wide one becomes a matrix. On a mesh the first output axis of a `gated`
+    layer stays apart, as its second may be split over devices.
     """
     return jnp.tensordot(x, kernel, axes)
 
@@ -226,13 +227,16 @@ def _contract_backward(axes, gated, saved, gradient):
         return jax.lax.dot_general(gradient, kernel, (outs, ((), ())))
 
     def as_matrices(gradient, kernel):
-        if gated:
+        if gated and jax.sharding.get_abstract_mesh().size > 1:
             parts = (jnp.moveaxis(gradient, rows, 0), jnp.moveaxis(kernel, axes, 0))
-            return sum(at_once(*part) for part in zip(*parts, strict=True))
-        merged = gradient.reshape(*gradient.shape[:rows], -1), kernel.reshape(*kernel.shape[:axes], -1)
-        return at_once(*merged)
+            return sum(as_matrix(*part) for part in zip(*parts, strict=True))
+        return as_matrix(gradient, kernel)
 
-    if kernel.ndim - axes == 1 or kernel.size < WIDE:
+    def as_matrix(gradient, kernel):
+        matrix = kernel.reshape(math.prod(kernel.shape[:axes]), -1)
+        return jnp.dot(gradient.reshape(*x.shape[:rows], -1), matrix.T).reshape(x.shape)
+
+    if kernel.ndim == 2 or kernel.size < WIDE:
         return at_once(gradient, kernel), d_kernel
     return jax.lax.platform_dependent(gradient, kernel, cpu=as_matrices, default=at_once), d_kernel
 

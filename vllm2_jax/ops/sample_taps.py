@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int
 from vllm2_jax.ops.bilinear import corners
 from vllm2_jax.ops.levels import Shapes
 
-PAIRS = 2048  # (query, head) pairs at a time: 2 MB with all they need, a core's cache
-STORED = 256  # of them, whose rows the backward pass stores at a time: 2 MB again
-LOOPS = 4  # of the backward pass, over some of the heads each
+PAIRS = 1024  # (query, head) pairs at a time: 1 MB with all they need, in a core's cache
+STORED = 128  # of them, whose rows the backward pass stores at a time: 1 MB again
+PARTS = 4  # of the heads, which the backward pass works on side by side
 
 _ROW = jax.lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
 _INTO = jax.lax.ScatterDimensionNumbers(
@@ -66,51 +66,59 @@ def _forward(value, shapes, locations, weights):
 
 
 def _backward(shapes, saved, gradient):
-    # A loop that adds to a table waits for itself. Heads have tables of their own: loops that need not wait.
-    pairs, heads = math.prod(gradient.shape[:3]), gradient.shape[2]
-    loops = math.gcd(heads, LOOPS) if pairs >= LOOPS * PAIRS else 1
-    parts = zip(*(jnp.split(x, loops, axis=2) for x in (*saved, gradient)), strict=True)
-    pulled = [_pull(shapes, *part) for part in parts]
-    return tuple(jnp.concatenate(xs, axis=2) for xs in zip(*pulled, strict=True))
+    # A part of the heads has a table of its own to add to. In one loop the parts of a turn need not wait for
+    # each other, where a loop for each part would: XLA lets loops share memory.
+    heads, width = gradient.shape[2:]
+    count = math.gcd(heads, PARTS) if math.prod(gradient.shape[:3]) >= PARTS * PAIRS else 1
+    parts = list(zip(*(jnp.split(x, count, axis=2) for x in (*saved, gradient)), strict=True))
+    flats = [value.reshape(-1, width) for value, *_ in parts]
+    chunks = [_chunks(value.shape, *others) for value, *others in parts]
+    steps = _steps(shapes, parts[0][2].shape)
+
+    def pairs(totals, chunks):
+        prepared = [_prepare(shapes, heads // count, steps, *chunk) for chunk in chunks]
+
+        def stored(totals, xs):
+            return tuple(zip(*map(_add, flats, totals, xs), strict=True))
+
+        totals, products = jax.lax.scan(stored, totals, tuple(xs for xs, _ in prepared))
+        return totals, tuple(pull(x) for (_, pull), x in zip(prepared, products, strict=True))
+
+    zeros = tuple(jnp.zeros(flat.shape, jnp.float32) for flat in flats)
+    totals, pulled = jax.lax.scan(pairs, zeros, tuple(chunk for chunk, _ in chunks))
+    found = []
+    for part, (_, size), total, of_pairs in zip(parts, chunks, totals, pulled, strict=True):
+        xs = total, *(x.reshape(-1, *x.shape[2:])[:size] for x in of_pairs)
+        found.append([x.reshape(like.shape).astype(like.dtype) for x, like in zip(xs, part[:3], strict=True)])
+    return tuple(jnp.concatenate(xs, axis=2) for xs in zip(*found, strict=True))
 
 
-def _pull(shapes, value, locations, weights, gradient):
-    width, heads = value.shape[-1], value.shape[2]
-    flat, steps = value.reshape(-1, width), _steps(shapes, weights.shape)
+def _prepare(shapes, heads, steps, places, weights, first, gradient):
+    """What `_add` takes of a chunk of pairs, and the way back from its products to places and weights."""
 
-    def pairs(total, chunk):
-        places, weights, first, gradient = chunk
+    def touched(places, weights):
+        cell, shares = _touched(places, weights, shapes)
+        return shares, cell
 
-        def touched(places, weights):
-            cell, shares = _touched(places, weights, shapes)
-            return shares, cell
+    shares, pull, cell = jax.vjp(touched, places, weights, has_aux=True)
+    row = (first + cell * heads).astype(jnp.uint32)[:, None] + steps[..., None]
 
-        shares, pull, cell = jax.vjp(touched, places, weights, has_aux=True)
-        row = (first + cell * heads).astype(jnp.uint32)[:, None] + steps[..., None]
+    def by_pair(x):  # [K, 4, n] -> [n / STORED, STORED, 4 K]
+        return x.reshape(-1, x.shape[-1]).T.reshape(-1, STORED, 4 * len(steps))
 
-        def stored(total, xs):
-            row, share, gradient = xs
-            reads = _read(flat, row.reshape(-1)).reshape(*row.shape, width).astype(jnp.float32)
-            products = jnp.einsum("nkd,nd->nk", reads, gradient)
-            adds = (share[..., None] * gradient[:, None]).reshape(-1, width)
-            total = jax.lax.scatter_add(total, row.reshape(-1, 1), adds, _INTO, mode=_SAFE)
-            return total, products
+    def pulled(products):
+        return pull(products.reshape(-1, 4 * len(steps)).T.reshape(shares.shape))
 
-        def by_pair(x):  # [K, 4, n] -> [n / STORED, STORED, 4 K]
-            return x.reshape(-1, x.shape[-1]).T.reshape(-1, STORED, 4 * len(steps))
+    return (by_pair(row), by_pair(shares), gradient.reshape(-1, STORED, gradient.shape[-1])), pulled
 
-        xs = by_pair(row), by_pair(shares), gradient.reshape(-1, STORED, width)
-        total, products = jax.lax.scan(stored, total, xs)
-        return total, pull(products.reshape(-1, 4 * len(steps)).T.reshape(shares.shape))
 
-    chunks, count = _chunks(value.shape, locations, weights, gradient)
-    total, pulled = jax.lax.scan(pairs, jnp.zeros(flat.shape, jnp.float32), chunks)
-    d_locations, d_weights = (x.reshape(-1, *x.shape[2:])[:count] for x in pulled)
-    return (
-        total.reshape(value.shape).astype(value.dtype),
-        d_locations.reshape(locations.shape).astype(locations.dtype),
-        d_weights.reshape(weights.shape).astype(weights.dtype),
-    )
+def _add(flat, total, xs):
+    """Adds what STORED pairs give to the table; also their gradients times the rows that they read."""
+    row, share, gradient = xs
+    reads = _read(flat, row.reshape(-1)).reshape(*row.shape, -1).astype(jnp.float32)
+    adds = (share[..., None] * gradient[:, None]).reshape(-1, flat.shape[1])
+    total = jax.lax.scatter_add(total, row.reshape(-1, 1), adds, _INTO, mode=_SAFE)
+    return total, jnp.einsum("nkd,nd->nk", reads, gradient)
 
 
 sample_taps.defvjp(_forward, _backward)
