@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -66,7 +67,7 @@ def scheduled(config: Config, program: str) -> Scheduled:
                 env={**os.environ, "XLA_FLAGS": flags.strip()},
             )
             try:
-                while process.poll() is None and not list(place.glob(f"*{_LAST}")):
+                while (ended := process.poll()) is None and not list(place.glob(f"*{_LAST}")):
                     time.sleep(0.5)
             finally:
                 process.kill()
@@ -75,7 +76,9 @@ def scheduled(config: Config, program: str) -> Scheduled:
         lowered = float(_read(place, _LOWERED) or seconds)
         problem = _read(place, _PROBLEM)
         if not problem and not list(place.glob(f"*{_LAST}")):
-            raise RuntimeError(f"the compiler ended early: {_read(place, 'stderr.txt')[-2000:]}")
+            memory_ran_out = ended == -signal.SIGKILL  # as the system does then
+            how = "killed, probably as memory ran out" if memory_ran_out else f"exit {ended}"
+            raise RuntimeError(f"the compiler ended early ({how}): {_read(place, 'stderr.txt')[-2000:]}")
         memory = None if problem else read_memory(_read(place, f"*.{_BUFFERS}"))
         text = "" if problem else _read(place, f"*.{_OPTIMISED}")
         return Scheduled(text, memory, problem, lowered, seconds - lowered)

@@ -233,6 +233,17 @@ def test_memory_of_a_program_without_code():
         scheduled(small(), "train")
 
 
+def test_a_compiler_that_the_system_kills_is_an_error_that_says_so(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    config = small()
+    config.sharding.devices = "v5e:1x1"
+    with pytest.raises(RuntimeError, match="killed, probably as memory ran out"):
+        scheduled(config, "train")
+
+
 @pytest.mark.tpu_compile
 def test_a_program_without_code_is_the_same_program():
     one = config(**{"sharding.devices": "v5e:2x2", "data.groups": 4, "dtype": "bfloat16"})
