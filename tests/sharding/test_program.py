@@ -224,3 +224,33 @@ def test_products_of_a_tpu_program(chip):
 
     program = jax.jit(layers).lower(q, w).compile()
     assert summed(program, "flops") == count_flops(layers, q, w) == 3 * 2 * 4 * 16 * 8 * 32 * (32 + 2 * 16)
+
+
+SENT = """HloModule sent
+
+ENTRY %main (p: f32[8,4]) -> f32[8,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  %token = token[] after-all()
+  ROOT %send = (f32[8,4]{1,0}, u32[], token[]) send(%p, %token), channel_id=1, frontend_attributes={KIND}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "kind, read, sent",
+    [
+        ("ONE_TO_ONE", "dcn collective-permute", 128),
+        ("ALL_REDUCE", "dcn all-reduce", 128),
+        ("ALL_GATHER", "dcn all-gather", 128),
+    ],
+)
+def test_transfers_between_slices(kind, read, sent):
+    program = parse(SENT.replace("KIND", f'_xla_megascale_transfer_type="{kind}"'))
+    (found,) = collectives(program, {"data": 2}, slices=2)
+    assert (found.kind, found.axes, found.sent) == (read, ("slices",), sent)
+
+
+def test_an_unknown_transfer_between_slices_is_an_error():
+    program = parse(SENT.replace("KIND", '_xla_megascale_transfer_type="BROADCAST"'))
+    with pytest.raises(ValueError, match="unknown transfer between slices 'broadcast'"):
+        collectives(program, {"data": 2}, slices=2)

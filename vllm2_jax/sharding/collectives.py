@@ -27,6 +27,8 @@ _SENT = {
     "collective-permute": lambda k: 1.0,
 }
 
+# Names that libtpu has for what goes between slices, where they are others.
+_BETWEEN_SLICES = {"one-to-one": "collective-permute"}
 
 _NAMED = r"mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}"
 
@@ -36,7 +38,7 @@ class Collective:
     """One collective of the program.
 
     Attributes:
-      kind: of `COLLECTIVES`; a reduction over slices has "dcn " before it.
+      kind: of `COLLECTIVES`; what goes between slices has "dcn " before it.
       axes: mesh axes it goes over; "slices" for the network between slices.
       group: devices that take part in one.
       times: how often it runs.
@@ -67,6 +69,9 @@ def collectives(program: Program, mesh: Mapping[str, int], slices: int = 1) -> l
       program: parsed.
       mesh: axis -> size, over all slices.
       slices: TPU slices joined by the data-centre network.
+
+    Raises:
+      ValueError: a transfer between slices, or groups of devices, in a form that this reader does not know.
     """
     found: dict[tuple[Any, ...], Collective] = {}
     for name, times in program.executions()[0].items():
@@ -97,9 +102,12 @@ def _collective(
     part = part_of(instruction, program)
     if opcode == "send" and "_xla_megascale_transfer_type" in instruction.rest:
         (kind,) = re.findall(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
-        kind = f"dcn {kind.lower().replace('_', '-')}"
-        whole = size * slices if kind == "dcn all-gather" else size
-        return Collective(kind, ("slices",), slices, times, whole, part)
+        kind = kind.lower().replace("_", "-")
+        kind = _BETWEEN_SLICES.get(kind, kind)
+        if kind not in COLLECTIVES:
+            raise ValueError(f"{where}/{instruction.name}: unknown transfer between slices {kind!r}")
+        whole = size * slices if kind == "all-gather" else size
+        return Collective(f"dcn {kind}", ("slices",), slices, times, whole, part)
     if opcode not in COLLECTIVES:
         return None
     if opcode == "all-reduce" and where.startswith("all-reduce-scatter"):
