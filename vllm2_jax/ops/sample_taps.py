@@ -66,7 +66,7 @@ def _forward(value, shapes, locations, weights):
 
 
 def _backward(shapes, saved, gradient):
-    # A part of the heads has a table of its own to add to, so the parts of a turn need not wait for each other.
+    # A part of the heads has a table of its own to add to: the parts of a turn need not wait for each other.
     # One loop over all parts kept more cores busy than a loop for each.
     heads, width = gradient.shape[2:]
     count = math.gcd(heads, PARTS) if math.prod(gradient.shape[:3]) >= PARTS * PAIRS else 1
