@@ -122,7 +122,7 @@ def compiled(
     executable, text = None, ""
     start = time.perf_counter()
     if load:
-        executable = executables.load(pathlib.Path(load), devices)
+        executable = executables.load(load, devices, name=program, config=config)
     elif schedule_only:
         planned = scheduled(config, program)
         text = planned.text
@@ -192,8 +192,8 @@ def _one(config: ml_collections.ConfigDict, name: str) -> tuple[str, Any, bool]:
     if options.text and found.text:
         pathlib.Path(options.text).write_text(found.text)
     if options.save and found.program is not None:
-        devices, topology = list(found.run.mesh.devices.flat), config.sharding.devices
-        size = executables.save(pathlib.Path(options.save), found.program, devices, topology=topology)
+        devices = list(found.run.mesh.devices.flat)
+        size = executables.save(options.save, found.program, devices, name=options.program, config=config)
         print(f"executable in {options.save}: {readable(size)}")
     written = markdown(report, command=command(sys.argv[1:]))
     if options.explain:

@@ -2,54 +2,84 @@
 """Compiled programs in files: compiled once, on any machine, and started where the devices are.
 
 A file holds one program for one topology. It runs only under the versions of jax and libtpu that made it, on
-devices of the same kind and number. Loading runs what the file says: open only files you trust.
+devices of the same kind and number, and trains only by the config it was made for: rates, sizes and seeds are
+constants in it. Loading runs what the file says: open only files you trust.
 """
 
-import pathlib
+import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 from jax.experimental import serialize_executable
 
+from vllm2_jax.train.paths import PathLike, place
 
-def save(path: pathlib.Path, program: Any, devices: Sequence[Any], *, topology: str) -> int:
+# What no program depends on: the loop, the reading of data, where a run starts, and the devices, which are
+# compared themselves.
+_LOOP = {"log_every", "save_every", "keep", "bad_steps", "profile_first", "profile_steps"}
+_READING = {"data.root", "data.workers", "data.threads", "data.prefetch", "data.timeout"}
+_OUTSIDE = _LOOP | _READING | {"init", "parts", "eval", "sharding.devices"}
+
+
+def save(
+    path: PathLike,
+    program: Any,
+    devices: Sequence[Any],
+    *,
+    name: str,
+    config: ml_collections.ConfigDict,
+) -> int:
     """Writes a compiled program; returns the size of the file in bytes.
 
     Args:
-      path: of the file.
+      path: of the file, may be in a bucket.
       program: `jax.stages.Compiled`.
       devices: those of its mesh, in the order of the flattened grid.
-      topology: what it was compiled for, as `sharding.mesh.find_devices` names it.
+      name: of the program, as `programs.make_job` takes it.
+      config: that it was made from; `config.sharding.devices` is what it was compiled for.
     """
     blob, inputs, outputs = serialize_executable.serialize(program)
     saved = {
-        "topology": topology,
+        "name": name,
+        "settings": _settings(config),
+        "topology": config.sharding.devices,
         "jax": jax.__version__,
         "devices": (devices[0].device_kind, len(devices)),
         "program": blob,
         "inputs": inputs,
         "outputs": outputs,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(saved))
-    return path.stat().st_size
+    written = pickle.dumps(saved)
+    place(path).parent.mkdir(parents=True, exist_ok=True)
+    place(path).write_bytes(written)
+    return len(written)
 
 
-def load(path: pathlib.Path, devices: Sequence[Any]) -> Any:
+def load(path: PathLike, devices: Sequence[Any], *, name: str, config: ml_collections.ConfigDict) -> Any:
     """The program of a file, ready to be called on these devices.
 
     Args:
       path: of the file.
       devices: those of the mesh, as when it was compiled.
+      name, config: which program is wanted, and from what.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: another version of jax, devices of another kind or number, or devices of a topology that are
-        not there.
+      ValueError: another program, or one of another config; another version of jax; devices of another kind
+        or number, of a topology that is not there, or with other numbers (as virtual CPU devices of several
+        processes have).
     """
-    saved = pickle.loads(path.read_bytes())
+    saved = pickle.loads(place(path).read_bytes())
+    if saved["name"] != name:
+        raise ValueError(f"{path} holds the program {saved['name']!r}, not {name!r}")
+    if differences := _differences(saved["settings"], _settings(config)):
+        raise ValueError(
+            f"{path} was compiled from another config: {'; '.join(differences)}. Set them alike, or compile "
+            "it again"
+        )
     if saved["jax"] != jax.__version__:
         raise ValueError(
             f"{path} was compiled by jax {saved['jax']}, this is jax {jax.__version__}: compile it again "
@@ -67,9 +97,12 @@ def load(path: pathlib.Path, devices: Sequence[Any]) -> Any:
             f"{path} is for {saved['topology']}, whose devices are not attached here: programs can be "
             "compiled for a topology, but are loaded where its chips are"
         )
-    return serialize_executable.deserialize_and_load(
-        saved["program"], saved["inputs"], saved["outputs"], devices[0].client, devices
-    )
+    try:
+        return serialize_executable.deserialize_and_load(
+            saved["program"], saved["inputs"], saved["outputs"], devices[0].client, devices
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"{path} cannot be loaded on these devices: {error}") from error
 
 
 def _attached(device: Any) -> bool:
@@ -77,3 +110,22 @@ def _attached(device: Any) -> bool:
         return device in jax.devices(device.platform)
     except RuntimeError:  # no such platform here
         return False
+
+
+def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """All that a program may depend on: dotted key -> value as JSON has it."""
+
+    def flat(prefix: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in entries.items():
+            key = prefix + key
+            if key not in _OUTSIDE:
+                found |= flat(key + ".", value) if isinstance(value, Mapping) else {key: value}
+        return found
+
+    return flat("", json.loads(config.to_json_best_effort()))
+
+
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    keys = [key for key in {**saved, **wanted} if saved.get(key) != wanted.get(key)]
+    return [f"config.{key} was {saved.get(key)!r}, is {wanted.get(key)!r}" for key in keys]

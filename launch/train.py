@@ -18,7 +18,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import tpu_flags
+from launch import executables, tpu_flags
 from launch.build import Config, build_run, data_iterator, describe, loop_config, rebuild
 from launch.exits import exit_code
 from launch.heldout import hooks
@@ -40,6 +40,12 @@ _WAIT = flags.DEFINE_bool(
     False,
     "Compile, then wait until the run in config.init.weights has saved its last step: for a stage that is "
     "started while the one before it still trains.",
+)
+_EXECUTABLE = flags.DEFINE_string(
+    "executable",
+    "",
+    "Start the step of this file, written by launch.compile --save for the same config and slice, instead of "
+    "compiling it; may be gs://... Open only files you trust: loading one runs what it says.",
 )
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process a host: find the others (TPU pods, Slurm).")
 
@@ -72,6 +78,9 @@ def _train(config: Config, clock: Clock) -> None:
         logging.info("%s", describe(run))
         data = data_iterator(config, run)
         evaluations = hooks(config, run, functools.partial(rebuild, run))
+        program = None
+        if file := _EXECUTABLE.value:
+            program = executables.load(file, list(run.mesh.devices.flat), name="train", config=config)
     train(
         dataclasses.replace(loop_config(config, _WORKDIR.value), wait=_WAIT.value),
         run.plan,
@@ -80,6 +89,7 @@ def _train(config: Config, clock: Clock) -> None:
         run.mesh,
         run.strategy,
         run_config=json.loads(config.to_json_best_effort()),
+        program=program,
         hooks=evaluations,
         clock=clock,
     )

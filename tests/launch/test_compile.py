@@ -99,8 +99,8 @@ def test_the_report_as_text_and_json(compiled):
 def test_an_executable_is_saved_and_reused(compiled, tmp_path):
     devices = list(compiled.run.mesh.devices.flat)
     file = tmp_path / "step"
-    assert executables.save(file, compiled.program, devices, topology="cpu:2") > 10_000
-    loaded = executables.load(file, devices)
+    assert executables.save(file, compiled.program, devices, name="train", config=small()) > 10_000
+    loaded = executables.load(file, devices, name="train", config=small())
     state = jax.jit(
         lambda: jax.tree.map(lambda x: jnp.full(x.shape, 0.01, x.dtype), compiled.run.plan.abstract),
         out_shardings=compiled.run.plan.shardings,
@@ -115,7 +115,21 @@ def test_an_executable_is_saved_and_reused(compiled, tmp_path):
     again = aot.compiled(small(), chip="v5e", load=str(file), flops=1.0).report
     assert again.collectives == compiled.report.collectives
     with pytest.raises(ValueError, match=r"compiled for 2 devices of kind 'cpu' \(cpu:2\), these are 8"):
-        executables.load(file, jax.devices())
+        executables.load(file, jax.devices(), name="train", config=small())
+    with pytest.raises(ValueError, match="holds the program 'train', not 'generate'"):
+        executables.load(file, devices, name="generate", config=small())
+
+
+def test_an_executable_trains_by_its_own_config_only(compiled, tmp_path):
+    devices = list(compiled.run.mesh.devices.flat)
+    file = tmp_path / "step"
+    executables.save(file, compiled.program, devices, name="train", config=small())
+    other = small()
+    other.log_every, other.data.root, other.eval.every = 7, "/elsewhere", 3  # reach no program
+    executables.load(file, devices, name="train", config=other)
+    other.optimizer.peak = 0.5  # a constant in it
+    with pytest.raises(ValueError, match=r"another config: config.optimizer.peak was 0.001, is 0.5"):
+        executables.load(file, devices, name="train", config=other)
 
 
 def test_state_beyond_the_memory_is_named():

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from launch import build
+from launch import build, executables
+from launch import compile as aot
 from tests.distributed.tiny import tiny_config
 from vllm2_jax.train import metrics
 from vllm2_jax.train.loop import train
@@ -18,15 +19,26 @@ from vllm2_jax.train.loop import train
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(workdir: pathlib.Path, *stops: int):
+def four_steps():
+    return tiny_config(**{"steps": 4, "log_every": 1, "data.prefetch": 2, "sharding.devices": "cpu:2"})
+
+
+def run(workdir: pathlib.Path, *stops: int, program=None):
     """Trains four steps in the parts that end at `stops`; the data is read ahead, as in a real run."""
-    config = tiny_config(**{"steps": 4, "log_every": 1, "data.prefetch": 2, "sharding.devices": "cpu:2"})
+    config = four_steps()
     made = build.build_run(config)
     for stop in stops:
         loop = dataclasses.replace(build.loop_config(config, str(workdir)), steps=stop)
         data = build.data_iterator(config, made)
         state = train(
-            loop, made.plan, made.train_step, data, made.mesh, made.strategy, run_config=config.to_dict()
+            loop,
+            made.plan,
+            made.train_step,
+            data,
+            made.mesh,
+            made.strategy,
+            run_config=config.to_dict(),
+            program=program,
         )
     return jax.device_get(state)
 
@@ -35,12 +47,30 @@ def losses(workdir: pathlib.Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in metrics.read(workdir) if "loss" in line}
 
 
-def test_resume_is_bit_exact_with_model_and_data(tmp_path):
-    whole = run(tmp_path / "whole", 4)
-    parts = run(tmp_path / "parts", 2, 4)
-    jax.tree.map(np.testing.assert_array_equal, parts, whole)
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    assert len(set(losses(tmp_path / "whole").values())) == 4
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The state after four steps that nothing interrupted, and their losses."""
+    workdir = tmp_path_factory.mktemp("whole")
+    state, found = run(workdir, 4), losses(workdir)
+    assert len(set(found.values())) == 4
+    return state, found
+
+
+def test_resume_is_bit_exact_with_model_and_data(whole, tmp_path):
+    parts = run(tmp_path, 2, 4)
+    jax.tree.map(np.testing.assert_array_equal, parts, whole[0])
+    assert losses(tmp_path) == whole[1]
+
+
+def test_a_step_that_was_compiled_before_trains_alike(whole, tmp_path):
+    config = four_steps()
+    found = aot.compiled(config, flops=1.0)
+    devices = list(found.run.mesh.devices.flat)
+    executables.save(tmp_path / "step", found.program, devices, name="train", config=config)
+    program = executables.load(tmp_path / "step", devices, name="train", config=config)
+    state = run(tmp_path / "run", 4, program=program)
+    jax.tree.map(np.testing.assert_array_equal, state, whole[0])
+    assert losses(tmp_path / "run") == whole[1]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +80,7 @@ def test_resume_is_bit_exact_with_model_and_data(tmp_path):
         (["--config=configs/base.py", "--config.sharding.mesh=fsdp=3"], "change the size of fsdp"),
         (["--config=configs/base.py", "--config.data.groups=6"], "6 groups do not split over 8 batch shards"),
         (["--config=configs/base.py", "--wait"], "set config.init.weights=FOLDER"),
+        (["--config=configs/base.py", "--executable=gone"], "No such file or directory"),
     ],
 )
 def test_config_at_fault_exits_with_two(flags, message, tmp_path):

@@ -95,6 +95,7 @@ def train(
     strategy: Strategy,
     *,
     run_config: Mapping[str, Any],
+    program: Callable[[TrainState, Any], tuple[TrainState, Any]] | None = None,
     hooks: Sequence[Hook] = (),
     clock: Clock | None = None,
 ) -> TrainState:
@@ -103,11 +104,12 @@ def train(
     Args:
       config: of the loop.
       plan: of the state.
-      train_step: from `step.make_train_step`; compiled here.
+      train_step: from `step.make_train_step`; compiled here, if `program` is None.
       data: Grain iterator of `{"batch": host batch, "counters": {name: int}}`. The states of all processes,
         put together, are a place that any number of processes can go on from.
       mesh, strategy: where things go.
       run_config: JSON-like, stored with every checkpoint.
+      program: the same step, compiled before.
       hooks: evaluations, run after every so many steps and at the end.
       clock: counts since the process began; by default since now.
 
@@ -129,12 +131,13 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(axis_rules(strategy.activation_rules))
-        step = jax.jit(train_step, donate_argnums=0, out_shardings=(plan.shardings, None))
+        step = program or jax.jit(train_step, donate_argnums=0, out_shardings=(plan.shardings, None))
 
         # ---------------------------------------------------------------- the stage before may still train
         if config.wait:
-            with clock.on("compile"):
-                step = _compile(step, plan, data, mesh, strategy)
+            if program is None:
+                with clock.on("compile"):
+                    step = _compile(step, plan, data, mesh, strategy)
             if not steps_in(workdir / "checkpoints"):
                 _await(config.weights)
 
