@@ -13,10 +13,10 @@ from data_pipelines.collate import TaskShape, columns_of
 from data_pipelines.conversation import link
 from data_pipelines.example import Example
 from data_pipelines.images import Tiling
-from data_pipelines.synthetic.prompts import ANSWERS, QUESTIONS
 from launch.answer import Answer, AnswerConfig, Answerer
 from launch.brush import Brush
 from launch.build import Run
+from launch.manner import Manner
 from launch.rows import host_batches
 from vllm2_jax import links
 from vllm2_jax.batch import TaskRows
@@ -27,19 +27,8 @@ from vllm2_jax.sharding.partition import batch_sharding, global_batch, local_row
 Picture = UInt8[np.ndarray, "H W 3"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """The decoder that paints, and the wording's key in `synthetic.prompts`."""
-
-    decoder: str
-    wording: str
-
-
-# By the token of their link.
-PAINTED: dict[str, Kind] = {
-    "gen": Kind("stable_diffusion", "t2i"),
-    "edit": Kind("instruct_pix2pix", "edit"),
-}
+# Decoder by the token of its link.
+PAINTED = {"gen": "stable_diffusion", "edit": "instruct_pix2pix"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +62,11 @@ def paint(
     model: VisionLLMv2,
     wish: Wish,
     capacities: Mapping[str, Any],
+    manner: Manner,
     *,
     sampling: Mapping[str, Any],
     seed: int = 0,
     generated: bool = False,
-    max_tiles: int = 1,
 ) -> UInt8[np.ndarray, "S S 3"]:
     """What the decoder makes of a wish.
 
@@ -85,18 +74,20 @@ def paint(
       run, model: with this task's decoder.
       wish: what to paint.
       capacities: static sizes of the decoder's input.
+      manner: how the run was asked.
       sampling: fields of `SamplingConfig` that differ from the decoder's own.
       seed: of the noise.
       generated: the model writes the answer itself, instead of being given one with a link.
-      max_tiles: tiles that the picture is cut into at most for the language model.
 
     Raises:
       ValueError: an impossible sampler or number of steps, or a generated answer that calls no link of this
         task.
     """
-    kind, size = PAINTED[wish.task], run.model.vision.image_size
-    images = [] if wish.picture is None else [Tiling("anyres", size, max_tiles)(wish.picture)]
-    question = "<image>\n" * len(images) + QUESTIONS[kind.wording][0].format(wish.prompt.strip())
+    size, prompt = run.model.vision.image_size, wish.prompt.strip()
+    images = [] if wish.picture is None else [Tiling("anyres", size, manner.max_tiles)(wish.picture)]
+    words = manner.name(prompt.removesuffix("."))
+    question, text = manner.turns([prompt], [link(words, wish.task, run.model.queries)])
+    question = "<image>\n" * len(images) + question
     example = Example("command line", "the command line", wish.task, [("human", question)], images)
     tiles = sum(len(image) for image in images)
     if generated:
@@ -104,30 +95,22 @@ def paint(
         if wish.task not in answer.links:
             raise ValueError(f"the model's answer calls no decoder for --task {wish.task}: {answer.marked!r}")
     else:
-        shape = TaskShape(1, kind.decoder, tiles, links={wish.task: 1}, capacities=capacities)
-        answer = given_answer(run, model, example, wish, shape)
+        shape = TaskShape(1, PAINTED[wish.task], tiles, links={wish.task: 1}, capacities=capacities)
+        answer = given_answer(run, model, example, text, wish.task, shape)
     painted = Brush(run, sampling, seed)(model, answer, wish.picture)
     return next(picture for name, picture in painted if name.endswith(f"_{wish.task}"))
 
 
-def answer_text(run: Run, wish: Wish) -> str:
-    """A true answer with its link.
-
-    The official answers do not repeat the prompt; a model whose links spell names has learnt to.
-    """
-    words = wish.prompt.strip().removesuffix(".") if run.model.named_links else ""
-    return ANSWERS[PAINTED[wish.task].wording][0].format(link(words, wish.task, run.model.queries))
-
-
-def given_answer(run: Run, model: VisionLLMv2, example: Example, wish: Wish, shape: TaskShape) -> Answer:
-    """The answer that is put in the model's mouth, with the states of its link."""
-    kind, text = PAINTED[wish.task], answer_text(run, wish)
+def given_answer(
+    run: Run, model: VisionLLMv2, example: Example, text: str, task: str, shape: TaskShape
+) -> Answer:
+    """The answer `text` put in the model's mouth, with the states of its one link."""
     side = shape.capacities["size"]
     blank = np.zeros((side, side, 3), np.uint8)  # of what the decoder would learn from, which is not read
     example = dataclasses.replace(
         example,
         turns=[*example.turns, ("gpt", text)],
-        targets={kind.decoder: {"image": blank, "input": blank, "caption": None}},
+        targets={PAINTED[task]: {"image": blank, "input": blank, "caption": None}},
     )
     # As many columns as this row has: a prompt may be longer than those of the run's own rows.
     spec = dataclasses.replace(run.spec, length=1 << 20, truncate=False)
@@ -142,4 +125,4 @@ def given_answer(run: Run, model: VisionLLMv2, example: Example, wish: Wish, sha
         placed = global_batch(run.mesh, run.strategy.rules, batch)
         read = jax.jit(states, out_shardings=batch_sharding(run.mesh, run.strategy.rules))
         found = local_rows(read(model, placed))[0, 0, 0]
-    return Answer(text, True, (wish.task,), text, (found,))
+    return Answer(text, True, (task,), text, (found,))

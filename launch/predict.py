@@ -34,11 +34,11 @@ from data_pipelines.conversation import link
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.images import Tiling, load_image
-from data_pipelines.synthetic.prompts import ANSWERS, QUESTIONS
 from launch.answer import AnswerConfig, Answerer
 from launch.build import Run
 from launch.cost import timed
 from launch.draw import draw_classes, draw_objects
+from launch.manner import Manner, manner_of
 from launch.paint import PAINTED, Wish, paint
 from launch.perceive import Perceiver, Seen
 from launch.saved import saved_config, saved_model, saved_run
@@ -50,10 +50,9 @@ from vllm2_jax.tokens import LINKS, SPECIAL_TOKENS
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is asked: kind of link for the classes, the wording's key in `synthetic.prompts`, what is kept."""
+    """What is asked: kind of link for the classes, who answers, what is kept."""
 
     token: str
-    wording: str
     decoder: str = "grounding_dino"
     masks: bool = False
     maps: bool = False
@@ -61,11 +60,11 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
-    "det": Task("det", "det"),
-    "ins": Task("det", "det", masks=True),
-    "grd": Task("grd", "grd", masks=True, best=True),
-    "seg": Task("seg", "seg", maps=True),
-    "pose": Task("det", "pose", decoder="unipose"),
+    "det": Task("det"),
+    "ins": Task("det", masks=True),
+    "grd": Task("grd", masks=True, best=True),
+    "seg": Task("seg", maps=True),
+    "pose": Task("det", decoder="unipose"),
 }
 
 
@@ -117,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the noise of gen and edit")
     add("--generate", action="store_true", help="the model writes the answer itself")
     add("--threshold", type=float, default=0.3, help="least score of what is drawn and written")
-    add("--max_tiles", type=int, default=1, help="tiles the picture is cut into at most, as in training")
+    add("--max_tiles", type=int, help="tiles the picture is cut into at most; as in training by default")
     add("--strategy", default="single", help="how the model is laid over the devices")
     add("--dtype", choices=("float32", "bfloat16"), help="of all parameters; as they are stored by default")
     add("--measure", action="store_true", help="print time and memory of each step")
@@ -153,10 +152,9 @@ def look_to_files(args: argparse.Namespace) -> Sequence[str]:
     if drawn.resolve() == args.image.resolve():
         raise ValueError(f"the drawing would replace {args.image}: name another folder with --out")
     picture, decoder = load_image(args.image), TASKS[args.task].decoder
-    capacities, run, model = open_run(args, decoder)
-    options = {"generated": args.generate, "max_tiles": args.max_tiles}
+    capacities, manner, run, model = open_run(args, decoder)
     with timed("compile and look", args.measure):
-        seen, asked = predict(run, model, picture, asked, capacities, **options)
+        seen, asked = predict(run, model, picture, asked, capacities, manner, generated=args.generate)
     args.out.mkdir(parents=True, exist_ok=True)
     return write(args.out / args.image.stem, seen, picture, asked, args.threshold)
 
@@ -166,22 +164,26 @@ def paint_to_file(args: argparse.Namespace) -> Sequence[str]:
     wish = Wish(args.task, args.prompt, None if args.image is None else load_image(args.image))
     given = {name: getattr(args, name) for name in ("sampler", "steps", "guidance", "image_guidance")}
     sampling = {name: value for name, value in given.items() if value is not None}
-    capacities, run, model = open_run(args, PAINTED[args.task].decoder)
-    options = {"seed": args.seed, "generated": args.generate, "max_tiles": args.max_tiles}
+    capacities, manner, run, model = open_run(args, PAINTED[args.task])
+    options = {"seed": args.seed, "generated": args.generate}
     with timed("compile and paint", args.measure):
-        picture = paint(run, model, wish, capacities, sampling=sampling, **options)
+        picture = paint(run, model, wish, capacities, manner, sampling=sampling, **options)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{'picture' if args.image is None else args.image.stem}_{args.task}.png"
     Image.fromarray(picture).save(path)
     return [f"wrote {path}"]
 
 
-def open_run(args: argparse.Namespace, decoder: str) -> tuple[dict[str, Any], Run, VisionLLMv2]:
-    """Capacities, run and model with one decoder."""
-    capacities = capacities_of(saved_config(args.workdir).data.mixture.to_dict(), decoder)
+def open_run(args: argparse.Namespace, decoder: str) -> tuple[dict[str, Any], Manner, Run, VisionLLMv2]:
+    """Capacities, how the run was asked, the run, and its model with one decoder."""
+    config = saved_config(args.workdir)
+    capacities = capacities_of(config.data.mixture.to_dict(), decoder)
+    manner = manner_of(config, args.task, decoder)
+    if args.max_tiles is not None:
+        manner = dataclasses.replace(manner, max_tiles=args.max_tiles)
     run = saved_run(args.workdir, args.strategy, [decoder])
     with timed("load", args.measure):
-        return capacities, run, saved_model(args.workdir, run, args.dtype)
+        return capacities, manner, run, saved_model(args.workdir, run, args.dtype)
 
 
 def predict(
@@ -190,9 +192,9 @@ def predict(
     picture: UInt8[np.ndarray, "H W 3"],
     asked: Asked,
     capacities: Mapping[str, Any],
+    manner: Manner,
     *,
     generated: bool = False,
-    max_tiles: int = 1,
 ) -> tuple[Seen, Asked]:
     """What a decoder finds in a picture, and what it looked for.
 
@@ -201,27 +203,26 @@ def predict(
       picture: any size.
       asked: what to look for.
       capacities: static sizes of the decoder's input.
+      manner: how the run was asked.
       generated: the model writes the answer itself, and may call other links than those asked for.
-      max_tiles: tiles that the picture is cut into at most for the language model.
 
     Raises:
       ValueError: the generated answer calls no link of this task.
     """
     task = TASKS[asked.task]
-    tiles = Tiling("anyres", run.model.vision.image_size, max_tiles)(picture)
-    question = "<image>\n" + QUESTIONS[task.wording][0].format(*slots(asked))
+    tiles = Tiling("anyres", run.model.vision.image_size, manner.max_tiles)(picture)
+    question, answer = manner.turns(slots(asked), links(asked, run, manner))
+    question = "<image>\n" + question
     if generated:
         answer = write_answer(run, model, question, tiles)
         asked = answered(answer, asked)
-    else:
-        answer = ANSWERS[task.wording][0].format(*links(asked, run))
     example = Example(
         source="command line",
         file="the command line",
         record=asked.task,
         turns=[("human", question), ("gpt", answer)],
         images=[tiles],
-        targets={task.decoder: no_objects(picture, asked)},
+        targets={task.decoder: no_objects(manner.fitted(picture), asked) | {"enlarge": manner.size is None}},
         meta={
             "classes": list(asked.classes),
             "keypoints": list(asked.keypoints),
@@ -256,12 +257,10 @@ def slots(asked: Asked) -> list[str]:
     return [", ".join(asked.classes), *([", ".join(asked.keypoints)] if asked.keypoints else [])]
 
 
-def links(asked: Asked, run: Run) -> list[str]:
-    """What fills the answer: names with links."""
+def links(asked: Asked, run: Run, manner: Manner) -> list[str]:
+    """What fills the answer: links, behind their names; those of keypoints always have one."""
     counts, token = run.model.queries, TASKS[asked.task].token
-    # The official answers do not repeat a phrase; a model whose links spell names has learnt to.
-    silent = token == "grd" and not run.model.named_links
-    classes = [link("" if silent else name, token, counts) for name in asked.classes]
+    classes = [link(manner.name(name), token, counts) for name in asked.classes]
     keypoints = [link(name, "pose", counts) for name in asked.keypoints]
     return [", ".join(classes), *([", ".join(keypoints)] if keypoints else [])]
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import ml_collections
 
-from configs import base
+from configs import base, stage3_paint_7b
 from configs.groups import GROUPS
 from configs.mixtures import MIXTURES
 from vllm2_jax.llm.lora import LoRAConfig
 from vllm2_jax.model import ModelConfig
 from vllm2_jax.vision import VISION
 
-# Decoder -> the mixture that says how large its pictures are, and how many objects they may have.
-ASKED = {"grounding_dino": "detection", "unipose": "pose"}
+# Decoder -> the mixture that says how it is asked, how large its pictures are and how many objects they have.
+_SEEING = {"grounding_dino": ("detection", "grounding"), "unipose": ("pose",)}
 
 
 def run_config(model: ModelConfig, tokenizer: str = "") -> ml_collections.ConfigDict:
@@ -42,14 +42,30 @@ def run_config(model: ModelConfig, tokenizer: str = "") -> ml_collections.Config
             name: _without(dataclasses.asdict(part), "dtype") for name, part in model.decoders.items()
         },
     }
-    asked = [MIXTURES[name] for decoder, name in ASKED.items() if decoder in model.decoders]
+    mixtures = [MIXTURES[name] for seeing in _SEEING.values() for name in seeing]
+    mixtures.append(_painting())
+    asked = {
+        task: entry
+        for mixture in mixtures
+        for task, entry in mixture.items()
+        if entry["decoder"] in model.decoders
+    }
     with config.unlocked(), config.ignore_type():
         config.model = sizes
         config.optimizer.groups = GROUPS["all_links"]  # fits every model
         if asked:
-            config.data.mixture = {task: fields for mixture in asked for task, fields in mixture.items()}
+            config.data.mixture = asked
     return config
 
 
 def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names}
+
+
+def _painting() -> dict[str, Any]:
+    """The tasks that paint. Captions are for training; their tokenizer may not be here."""
+    tasks = stage3_paint_7b.get_config().data.mixture.to_dict()
+    return {
+        task: {**entry, "capacities": _without(entry["capacities"], "tokenizer")}
+        for task, entry in tasks.items()
+    }

@@ -15,7 +15,8 @@ from launch import build
 from launch.answer import Answer
 from launch.brush import Brush
 from launch.heldout import Heldout, check_metrics
-from launch.paint import Wish, answer_text, paint
+from launch.manner import manner_of
+from launch.paint import PAINTED, Wish, paint
 from launch.report import write_report
 from tests.launch.small_painters import config
 from tests.weights import randomized
@@ -118,10 +119,11 @@ def test_one_wish_becomes_a_picture(task):
     photo = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     before = photo if task == "edit" else None
     long = "a star and " * 30 + "a ring"  # longer than the run's own rows
+    sizes, manner = {"size": 16, "caption": 20}, manner_of(config(), task, PAINTED[task])
 
     def go(prompt, seed=0):
         options = {"sampling": {"steps": 2}, "seed": seed}
-        return paint(run(), model, Wish(task, prompt, before), {"size": 16, "caption": 20}, **options)
+        return paint(run(), model, Wish(task, prompt, before), sizes, manner, **options)
 
     made = go("a star")
     assert made.shape == (16, 16, 3) and made.dtype == np.uint8
@@ -129,10 +131,10 @@ def test_one_wish_becomes_a_picture(task):
     assert np.any(made != go("a star", seed=1))
     assert go(long).shape == made.shape
     with pytest.raises(ValueError, match="steps=0"):
-        paint(run(), model, Wish(task, "x", before), {"size": 16, "caption": 20}, sampling={"steps": 0})
+        paint(run(), model, Wish(task, "x", before), sizes, manner, sampling={"steps": 0})
     # An untrained model writes no links.
     with pytest.raises(ValueError, match=f"calls no decoder for --task {task}"):
-        paint(run(), model, Wish(task, "x", before), {}, sampling={}, generated=True)
+        paint(run(), model, Wish(task, "x", before), {}, manner, sampling={}, generated=True)
 
 
 def test_the_given_answer_paints_as_evaluation_does():
@@ -144,16 +146,9 @@ def test_the_given_answer_paints_as_evaluation_does():
     asked = dataclasses.replace(Wish("gen", "x"), prompt=words.removeprefix("Paint this: "))
     if not words.startswith("Paint this: ") or not wanted.example.turns[1][1].startswith("Done: "):
         pytest.fail(f"the first record has another wording ({wanted.example.turns}): take another one")
-    made = paint(run(), model, asked, {"size": 16, "caption": 20}, sampling={}, seed=wanted.number)
+    manner = manner_of(config(), "gen", "stable_diffusion")
+    made = paint(run(), model, asked, {"size": 16, "caption": 20}, manner, sampling={}, seed=wanted.number)
     assert np.abs(made.astype(int) - wanted.picture.astype(int)).max() <= 1
-
-
-def test_only_links_that_spell_have_the_prompt_in_front():
-    queries = "[EMB]" * run().model.queries.generation
-    official = dataclasses.replace(run(), model=dataclasses.replace(run().model, named_links=False))
-    wish = Wish("gen", " A huge red star. ")
-    assert answer_text(run(), wish) == f"Done: A huge red star[GEN]{queries}."
-    assert answer_text(official, wish) == f"Done: [GEN]{queries}."
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from data_pipelines.conversation import link
 from data_pipelines.datasets.synthetic import load
 from launch import build, evaluate, predict
 from launch.heldout import Heldout
+from launch.manner import manner_of
 from launch.perceive import FOR_CPU, Perceiver, read
 from launch.report import write_report
 from launch.sights import First, look, read_sights
@@ -182,7 +183,8 @@ def test_prediction_of_poses(run, model, tmp_path):
     asked = predict.Asked("pose", ("person",), ("nose", "left eye", "right eye"))
     picture = source("pose")[0].targets["unipose"]["image"][:70, :60]
     capacities = small_decoders.tasks("train")["pose"]["capacities"]
-    seen, same = predict.predict(run, model, picture, asked, capacities)
+    manner = manner_of(small_decoders.config(), "pose", "unipose")
+    seen, same = predict.predict(run, model, picture, asked, capacities, manner)
     lines = predict.write(tmp_path / "found", seen, picture, same, 0.0)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["size"] == [70, 60] and found["categories"][0]["name"] == "person"
@@ -191,14 +193,15 @@ def test_prediction_of_poses(run, model, tmp_path):
     assert Image.open(tmp_path / "found.png").size == (60, 70)
     # An untrained model writes no links.
     with pytest.raises(ValueError, match="calls no decoder"):
-        predict.predict(run, model, picture, asked, capacities, generated=True)
+        predict.predict(run, model, picture, asked, capacities, manner, generated=True)
 
 
 def test_prediction_of_classes(run, model, tmp_path):
     asked = predict.Asked("seg", ("circle", "square"))
     picture = source("seg")[0].targets["grounding_dino"]["image"]
     capacities = small_decoders.tasks("train")["det"]["capacities"]
-    seen, same = predict.predict(run, model, picture, asked, capacities)
+    manner = manner_of(small_decoders.config(), "seg", "grounding_dino")
+    seen, same = predict.predict(run, model, picture, asked, capacities, manner)
     lines = predict.write(tmp_path / "found", seen, picture, same, 0.0)
     assert lines[0].startswith("circle ") and lines[1].startswith("square ")
     labels = np.asarray(Image.open(tmp_path / "found_classes.png"))
