@@ -26,6 +26,10 @@ class Fusion(nnx.Module):
 
     What is read is added, times a learned gain that starts near 0, to the *normalised* cells and classes, not
     to the ones before the norm (official `BiMultiHeadAttention`, 1090).
+
+    A head is as wide as a cell, and there are far fewer classes than cells: what the official code multiplies
+    with all cells (keys, values, outputs: arrays of 13,000 cells x 4 heads x 256) is multiplied with the
+    classes' side here. The products associate, so the result is the same.
     """
 
     def __init__(self, config: GroundingDINOConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -57,23 +61,28 @@ class Fusion(nnx.Module):
         classes: Float[Array, "B K W"],
         valid_cells: Bool[Array, "B S"],
         valid_classes: Bool[Array, "B K"],
-    ) -> tuple[Float[Array, "B H S K"], Float[Array, "B H S K"]]:
+    ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
         """How much each cell reads of every class, and each class of every cell, from normed inputs.
 
         A row without any class reads all places alike. The official scores are clamped to +-50,000 around
         their maximum, which only float16 could notice.
         """
-        query = self.cell_key(cells) * jnp.asarray(self.scale, cells.dtype)
+        kernel, bias = weights_of(self.cell_key)
+        key = self.class_key(classes) * jnp.asarray(self.scale, cells.dtype)
         scores = jnp.einsum(
-            "bshd,bkhd->bhsk", query, self.class_key(classes), preferred_element_type=jnp.float32
+            "bsw,bkhw->bshk",
+            cells,
+            jnp.einsum("bkhd,whd->bkhw", key, kernel),
+            preferred_element_type=jnp.float32,
         )
+        scores = scores + jnp.einsum("bkhd,hd->bhk", key, bias)[:, None].astype(jnp.float32)
         least = float(jnp.finfo(jnp.float32).min)
         if self.faithful:
             # The maximum over all rows hands the NaN of a row without classes to the others.
             scores, least = scores - jax.lax.stop_gradient(scores.max()), -jnp.inf
         by_cell = jnp.where(valid_classes[:, None, None], scores, least)
-        by_class = jnp.where(valid_cells[:, None, :, None], scores, least)
-        return jax.nn.softmax(by_cell, axis=3), jax.nn.softmax(by_class, axis=2)
+        by_class = jnp.where(valid_cells[:, :, None, None], scores, least)
+        return jax.nn.softmax(by_cell, axis=3), jax.nn.softmax(by_class, axis=1)
 
     def __call__(
         self,
@@ -85,17 +94,29 @@ class Fusion(nnx.Module):
     ) -> tuple[Float[Array, "B S W"], Float[Array, "B K W"]]:
         """Both after the exchange; `key` draws which rows skip which side of it."""
         cells, classes = self.cell_norm(cells), self.class_norm(classes)
-        of_classes, of_cells = self.weights(cells, classes, valid_cells, valid_classes)
-        dtype = cells.dtype
-        to_cells = jnp.einsum("bhsk,bkhd->bshd", of_classes.astype(dtype), self.class_value(classes))
-        to_classes = jnp.einsum("bhsk,bshd->bkhd", of_cells.astype(dtype), self.cell_value(cells))
+        of_classes, of_cells = (
+            x.astype(cells.dtype) for x in self.weights(cells, classes, valid_cells, valid_classes)
+        )
+        kernel, bias = weights_of(self.cell_out)
+        brought = jnp.einsum("bkhd,hdw->bkhw", self.class_value(classes), kernel)
+        to_cells = jnp.einsum("bshk,bkhw->bsw", of_classes, brought) + bias
+        kernel, bias = weights_of(self.cell_value)
+        read = jnp.einsum("bshk,bsw->bkhw", of_cells, cells)
+        # The weights of a class add up to 1, so the bias may come afterwards.
+        to_classes = self.class_out(jnp.einsum("bkhw,whd->bkhd", read, kernel) + bias)
         first, second = keys(key, 2)
-        to_cells = self.cell_gain[...].astype(dtype) * self.cell_out(to_cells)
-        to_classes = self.class_gain[...].astype(dtype) * self.class_out(to_classes)
+        to_cells = self.cell_gain[...].astype(cells.dtype) * to_cells
+        to_classes = self.class_gain[...].astype(cells.dtype) * to_classes
         return (
             cells + drop_path(to_cells, self.drop_path, first),
             classes + drop_path(to_classes, self.drop_path, second),
         )
+
+
+def weights_of(layer: nnx.Einsum) -> tuple[Array, Array]:
+    """Kernel and bias of a layer that has one, in the precision that it computes in."""
+    assert layer.bias is not None
+    return layer.kernel[...].astype(layer.dtype), layer.bias[...].astype(layer.dtype)
 
 
 class ClassLayer(nnx.Module):
