@@ -41,7 +41,7 @@ def test_our_side_samples_the_inputs(monkeypatch):
         assert arrays["locations"].shape == (1, queries, 8, 2, 4, 2)
         np.testing.assert_allclose(arrays["weights"].sum((-2, -1)), 1, rtol=1e-5)
         assert arrays["locations"].min() < 0 < 1 < arrays["locations"].max()  # some points lie outside
-        out, *gradients = sampling.ours_on(arrays, backward=True)()
+        out, *gradients = sampling.ours_on(sampling.sample, arrays, backward=True)()
         assert out.shape == (1, queries, 256)
         for gradient, name in zip(gradients, ("value", "locations", "weights"), strict=True):
             assert gradient.shape == arrays[name].shape

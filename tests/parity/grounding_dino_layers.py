@@ -54,7 +54,7 @@ def _fusion(folder: pathlib.Path, model: GroundingDINO, picture: Pyramid) -> Ite
     yield from _input_gradients(data, grads)
 
     weights = layer.weights(layer.cell_norm(cells), layer.class_norm(classes), *seen)
-    by_cell, by_class = (np.asarray(x) for x in weights)
+    by_cell, by_class = (np.asarray(x).swapaxes(1, 2) for x in weights)  # heads in front, as officially
     by_cell = by_cell.reshape(-1, *by_cell.shape[2:])
     head = data["attn_vision_over_text_head"]
     yield "weights of cells over classes", by_cell[:, : head.shape[1]], head
