@@ -16,15 +16,13 @@ from data_pipelines.images import Tiling
 from launch.answer import Answer, AnswerConfig, Answerer
 from launch.brush import Brush
 from launch.build import Run
-from launch.manner import Manner
+from launch.manner import Manner, Picture
 from launch.rows import host_batches
 from vllm2_jax import links
 from vllm2_jax.batch import TaskRows
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.sharding.partition import batch_sharding, global_batch, local_rows
-
-Picture = UInt8[np.ndarray, "H W 3"]
 
 
 # Decoder by the token of its link.
