@@ -24,7 +24,6 @@ from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.sharding.partition import batch_sharding, global_batch, local_rows
 
-
 # Decoder by the token of its link.
 PAINTED = {"gen": "stable_diffusion", "edit": "instruct_pix2pix"}
 
