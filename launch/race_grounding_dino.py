@@ -94,8 +94,8 @@ def forward(model: GroundingDINO, links: Links, targets: dict[str, np.ndarray]) 
 class BoxesOnly(criterion.Criterion):
     """The losses without those of masks."""
 
-    def _mask(self, logits: Any, pairs: Any, points: Any) -> dict[str, Any]:
-        del logits, pairs, points
+    def _mask(self, masks: Any, pairs: Any, samples: Any) -> dict[str, Any]:
+        del masks, pairs, samples
         return {}
 
 
@@ -112,7 +112,7 @@ def training(
             picture = read_picture(targets)
             outputs = model.forward(links, picture.image, picture.size, key=key)
             few = dataclasses.replace(config.criterion, points=1)
-            points = criterion.draw(key, 1, config.decoder_layers, few)
+            points = criterion.draw(key, 1, few)
             terms = BoxesOnly(few, read_truth(targets))(outputs, points)
         return sum((mean(value) for value in terms.values()), jnp.zeros(()))
 

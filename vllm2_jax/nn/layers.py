@@ -55,6 +55,7 @@ def linear(
         kernel_init=init,
         kernel_metadata={"axes": axes},
         bias_metadata={"axes": axes[1:]},
+        dot_general=_dot_general,
         rngs=rngs,
     )
 
@@ -204,10 +205,10 @@ def contract(
     """`jnp.tensordot(x, kernel, axes)` whose gradients are born in the layout of what they are gradients of.
 
     JAX's rule forms the transposed gradient of the kernel and turns it round. XLA on a CPU then transposes
-    what is wide (the gradient of a gated layer, once for each kernel) where this transposes what is narrow
-    and shared (its input): a sixth of a training step. For the gradient of the input it transposes the kernel
-    if that has more than two axes: a wide one becomes a matrix. On a mesh the first output axis of a `gated`
-    layer stays apart, as its second may be split over devices.
+    what is wide (the gradient of the output, once for each kernel) where this transposes what is narrow and
+    shared (its input), and it transposes whatever has several axes to sum over: rows become one axis, and so
+    do those of a wide kernel. On a mesh rows keep their axes, and the first output axis of a `gated` layer
+    stays apart: any of them may be split over devices.
     """
     return jnp.tensordot(x, kernel, axes)
 
@@ -218,6 +219,10 @@ def _contract_forward(x, kernel, axes, gated):
 
 def _contract_backward(axes, gated, saved, gradient):
     x, kernel = saved
+    shape, split = x.shape, jax.sharding.get_abstract_mesh().size > 1
+    if not split:
+        x = x.reshape(-1, *kernel.shape[:axes])
+        gradient = gradient.reshape(-1, *kernel.shape[axes:])
     rows = x.ndim - axes
     summed = tuple(range(rows))
     d_kernel = jax.lax.dot_general(x, gradient, ((summed, summed), ((), ())))
@@ -227,7 +232,7 @@ def _contract_backward(axes, gated, saved, gradient):
         return jax.lax.dot_general(gradient, kernel, (outs, ((), ())))
 
     def as_matrices(gradient, kernel):
-        if gated and jax.sharding.get_abstract_mesh().size > 1:
+        if gated and split:
             parts = (jnp.moveaxis(gradient, rows, 0), jnp.moveaxis(kernel, axes, 0))
             return sum(as_matrix(*part) for part in zip(*parts, strict=True))
         return as_matrix(gradient, kernel)
@@ -237,15 +242,23 @@ def _contract_backward(axes, gated, saved, gradient):
         return jnp.dot(gradient.reshape(*x.shape[:rows], -1), matrix.T).reshape(x.shape)
 
     if kernel.ndim == 2 or kernel.size < WIDE:
-        return at_once(gradient, kernel), d_kernel
-    return jax.lax.platform_dependent(gradient, kernel, cpu=as_matrices, default=at_once), d_kernel
+        d_x = at_once(gradient, kernel)
+    else:
+        d_x = jax.lax.platform_dependent(gradient, kernel, cpu=as_matrices, default=at_once)
+    return d_x.reshape(shape), d_kernel
 
 
 contract.defvjp(_contract_forward, _contract_backward)
 
 
+def _dot_general(x, kernel, dimensions, **_: Any):
+    """`contract` as `nnx.Linear` calls for a product."""
+    assert dimensions == (((x.ndim - 1,), (0,)), ((), ()))
+    return contract(x, kernel, 1)
+
+
 class Dense(nnx.Einsum):
-    """`nnx.Einsum` of an input and a kernel whose first axes are summed over; wide kernels by `contract`."""
+    """`nnx.Einsum` of an input and a kernel whose first axes are summed over, by `contract`."""
 
     def __init__(self, *args: Any, inputs: int, gated: bool, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -255,8 +268,6 @@ class Dense(nnx.Einsum):
         """The layer; its equation was given when it was made."""
         if einsum_str is not None:
             raise ValueError(f"{einsum_str}: the equation of this layer is {self.einsum_str}")
-        if self.kernel.size < WIDE:
-            return super().__call__(inputs)
         kernel = self.kernel[...].astype(self.dtype)
         y = contract(inputs.astype(self.dtype), kernel, self.inputs, self.gated)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)

@@ -29,7 +29,9 @@ def sigmoid_focal(
     return weight * (1 - right) ** gamma * sigmoid_bce(logits, targets)
 
 
-def dice(logits: Float[Array, "*B P"], targets: Float[Array, "*B P"]) -> Float[Array, "*B"]:
+def dice(
+    logits: Float[Array, "*#B P"], targets: Float[Array, "*#B P"], weights: Float[Array, "*#B P"]
+) -> Float[Array, "*B"]:
     """1 - (2 |overlap| + 1) / (|prediction| + |target| + 1) over the last axis, the points of one mask."""
-    p = jax.nn.sigmoid(logits.astype(jnp.float32))
-    return 1 - (2 * (p * targets).sum(-1) + 1) / (p.sum(-1) + targets.sum(-1) + 1)
+    p = jax.nn.sigmoid(logits.astype(jnp.float32)) * weights
+    return 1 - (2 * (p * targets).sum(-1) + 1) / (p.sum(-1) + (targets * weights).sum(-1) + 1)

@@ -8,9 +8,9 @@ where the prediction is undecided, is PointRend's loss (Kirillov et al., 2020), 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
-from vllm2_jax.ops.select import top
+from vllm2_jax.nn.deformable import sample
 
 
 @struct.dataclass
@@ -43,51 +43,85 @@ def draw_points(
     )
 
 
+@struct.dataclass
+class Samples:
+    """What N predicted masks of a row and the true ones are made of at P points.
+
+    Attributes:
+      features: whose products with the embeddings of masks are logits; n is N, or 1 where masks share points.
+      truth: value of each true mask, 0 to 1.
+      candidates: how many of the points, from the first, are candidates.
+    """
+
+    features: Float[Array, "*B n P M"]
+    truth: Float[Array, "*B N P"]
+    candidates: int = struct.field(pytree_node=False)
+
+    def logits(self, masks: Float[Array, "B N M"]) -> Float[Array, "B N P"]:
+        """Predicted masks at the points, float32.
+
+        Features are read and multiplied, not masks multiplied and read: both are linear, and no mask of all
+        its pixels is needed, nor its gradient.
+        """
+        if self.features.shape[1] == 1:
+            wanted, features = "bnm,bpm->bnp", self.features[:, 0]
+        else:
+            wanted, features = "bnm,bnpm->bnp", self.features
+        return jnp.einsum(wanted, masks, features, preferred_element_type=jnp.float32)
+
+    def chosen(self, logits: Float[Array, "B N P"], count: int) -> Float[Array, "B N P"]:
+        """1 at the `count` points to compare, the least decided candidates and all random ones; else 0."""
+        fresh = jnp.ones((*logits.shape[:-1], logits.shape[-1] - self.candidates), bool)
+        found = undecided(logits[..., : self.candidates], count - fresh.shape[-1])
+        return jnp.concatenate([found, fresh], axis=-1).astype(jnp.float32)
+
+
+def at_points(
+    features: Float[Array, "B h w M"], truth: UInt8[Array, "B N H W"], points: Points
+) -> Samples:
+    """Features and true masks between their pixels; both cover the same square, at any size.
+
+    Args:
+      points: of `draw_points`, [B, n, ..., 2]; n is N, or 1 where masks share them, which reads them once.
+    """
+    places = jnp.concatenate([points.candidates, points.random], axis=-2)
+    rows, own, count, _ = places.shape
+    found = read(features, places.reshape(rows, own * count, 2)).reshape(rows, own, count, -1)
+    if own == 1:
+        wanted = read(jnp.moveaxis(truth, 1, -1), places[:, 0]).swapaxes(1, 2)
+    else:
+        each = truth.reshape(-1, *truth.shape[2:], 1)
+        wanted = read(each, places.reshape(-1, count, 2)).reshape(*truth.shape[:2], count)
+    return Samples(found.astype(features.dtype), wanted, points.candidates.shape[-2])
+
+
 def read(
-    maps: Float[Array, "B N h w"] | UInt8[Array, "B N h w"], points: Float[Array, "B #N P 2"]
-) -> Float[Array, "B N P"]:
-    """Bilinear values of maps at points (0 to 1); beyond the border is 0.
+    maps: Float[Array, "B h w C"] | UInt8[Array, "B h w C"], points: Float[Array, "B P 2"]
+) -> Float[Array, "B P C"]:
+    """Bilinear values of maps at points (0 to 1), float32; beyond the border is 0.
 
     The centre of pixel i is at (i + 0.5) / size, so values fall by half towards the border itself. Source:
     official `point_sample` (grid_sample with align_corners False and zero padding).
     """
-    # Shared points are one gather of rows, N numbers each, where own points are N gathers.
-    shared = points.shape[1] == 1
-    of_row = jax.vmap(_read, in_axes=(0, None if shared else 0))
-    return jax.vmap(of_row)(maps, points[:, 0] if shared else points)
+    rows, height, width, channels = maps.shape
+    value = maps if jnp.issubdtype(maps.dtype, jnp.floating) else maps.astype(jnp.float32)
+    # One head with one point on one level.
+    value, places = value.reshape(rows, -1, 1, channels), points[:, :, None, None, None]
+    return sample(value, ((height, width),), places, jnp.ones(places.shape[:-1], jnp.float32))
 
 
-def undecided(logits: Float[Array, "B *N C"], count: int) -> Int[Array, "B *N {count}"]:
-    """Indices of the `count` logits closest to 0; no gradient."""
-    return top(-jnp.abs(logits), count)[1]
+def undecided(logits: Float[Array, "*N C"], count: int) -> Bool[Array, "*N C"]:
+    """True for the `count` logits closest to 0, of equal ones the first; no gradient.
 
-
-def at_points(
-    logits: Float[Array, "B N h w"], truth: UInt8[Array, "B N H W"], points: Points, count: int
-) -> tuple[Float[Array, "B N {count}"], Float[Array, "B N {count}"]]:
-    """Predicted logits and true values at the points of each mask, the least decided ones first.
-
-    Args:
-      truth: of any size; both cover the same square.
-      points, count: of `draw_points`.
+    Halves the range of the largest of them until it is one number, 31 sums; a sort of thousands takes longer.
     """
-    places = jnp.concatenate([points.candidates, points.random], axis=-2)
-    found, wanted = read(logits, places), read(truth, places)
-    candidates, fresh = points.candidates.shape[-2], points.random.shape[-2]
-    chosen = undecided(found[..., :candidates], count - fresh)
-    all_random = jnp.broadcast_to(jnp.arange(candidates, candidates + fresh), (*chosen.shape[:-1], fresh))
-    index = jnp.concatenate([chosen, all_random], axis=-1)
-    return jnp.take_along_axis(found, index, axis=-1), jnp.take_along_axis(wanted, index, axis=-1)
+    # The bits of floats that are not negative have the order of the floats.
+    size = jax.lax.bitcast_convert_type(jnp.abs(jax.lax.stop_gradient(logits)), jnp.int32)
 
+    def narrow(i, bound):
+        higher = bound + (1 << (30 - i))
+        return jnp.where((size < higher).sum(-1, keepdims=True) < count, higher, bound)
 
-def _read(
-    image: Float[Array, "h w"] | UInt8[Array, "h w"], points: Float[Array, "P 2"]
-) -> Float[Array, " P"]:
-    """`read` of one map: a window of 2 x 2 around each point, weighed by how near each pixel is."""
-    framed = jnp.pad(image, 1)
-    place = points[:, ::-1] * jnp.array(image.shape, jnp.float32) + 0.5  # (y, x), in pixels of `framed`
-    corner = jnp.floor(place)
-    windows = jax.vmap(lambda start: jax.lax.dynamic_slice(framed, start, (2, 2)))(corner.astype(jnp.int32))
-    near = jnp.stack([1 - (place - corner), place - corner], axis=-1)  # [P, (y, x), (first, second)]
-    # Not a product of matrices: an accelerator would round its operands.
-    return (windows.astype(jnp.float32) * near[:, 0, :, None] * near[:, 1, None, :]).sum((1, 2))
+    largest = jax.lax.fori_loop(0, 31, narrow, jnp.zeros_like(size[..., :1]))
+    below, equal = size < largest, size == largest
+    return below | (equal & (jnp.cumsum(equal, axis=-1) <= count - below.sum(-1, keepdims=True)))

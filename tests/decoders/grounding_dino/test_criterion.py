@@ -108,8 +108,8 @@ def looped(outputs, truth, points):
                 terms["box"] += np.abs(found.boxes[b, q] - truth.boxes[b, t]).sum()
                 terms["giou"] += 1 - _giou(found.boxes[b, q], truth.boxes[b, t])
                 logits = np.asarray(outputs.mask_features[b] @ found.masks[b, q])
-                candidates = points.matched.candidates[number, b, 0]
-                x, y = _read(logits, truth.masks[b, t], candidates, points.matched.random[number, b, 0])
+                candidates = points.matched.candidates[0, b, 0]
+                x, y = _read(logits, truth.masks[b, t], candidates, points.matched.random[0, b, 0])
                 s = 1 / (1 + np.exp(-x))
                 terms["mask"] += -(y * np.log(s) + (1 - y) * np.log(1 - s)).mean()
                 terms["dice"] += 1 - (2 * (s * y).sum() + 1) / (s.sum() + y.sum() + 1)
@@ -142,7 +142,7 @@ def _read(logits, truth, candidates, random):
 
 def test_matched_terms_are_those_of_a_loop():
     outputs, truth = make_outputs(), make_truth()
-    points = draw(jax.random.key(0), 3, LAYERS, CONFIG)
+    points = draw(jax.random.key(0), 3, CONFIG)
     got = losses(outputs, truth, points)
     for name, want in looped(outputs, truth, points).items():
         assert float(got[name][0]) == pytest.approx(want, rel=1e-4), name
@@ -151,7 +151,7 @@ def test_matched_terms_are_those_of_a_loop():
 
 def test_capacity_changes_nothing():
     outputs, truth = make_outputs(), make_truth()
-    points = draw(jax.random.key(0), 3, LAYERS, CONFIG)
+    points = draw(jax.random.key(0), 3, CONFIG)
     want = losses(outputs, truth, points)
     # Two free places in every row; the number of denoising slots stays, for it depends on the config here.
     got = losses(outputs, widen(truth, 4), points)
@@ -163,7 +163,7 @@ def test_capacity_changes_nothing():
 
 def test_rows_without_objects_add_background_only():
     outputs, truth = make_outputs(), make_truth()
-    points = draw(jax.random.key(0), 3, LAYERS, CONFIG)
+    points = draw(jax.random.key(0), 3, CONFIG)
 
     def without_second(x, axis):
         return jnp.delete(x, 1, axis=axis, assume_unique_indices=True)
@@ -190,7 +190,7 @@ def test_rows_without_objects_add_background_only():
 
 def test_batch_without_objects_gives_zero_and_no_gradient():
     outputs, truth = make_outputs(), make_truth(counts=(0, 0, 0))
-    points = draw(jax.random.key(0), 3, LAYERS, CONFIG)
+    points = draw(jax.random.key(0), 3, CONFIG)
 
     def total(layers, noise, encoder, features):
         changed = outputs.replace(layers=layers, denoising=noise, encoder=encoder, mask_features=features)
@@ -209,7 +209,7 @@ def test_batch_without_objects_gives_zero_and_no_gradient():
 
 def test_objects_without_masks_leave_the_mask_terms_to_others():
     outputs, truth = make_outputs(), make_truth()
-    points = draw(jax.random.key(0), 3, LAYERS, CONFIG)
+    points = draw(jax.random.key(0), 3, CONFIG)
     some = truth.replace(mask_valid=truth.mask_valid & (jnp.arange(3) == 0))
     whole, part = losses(outputs, truth, points), losses(outputs, some, points)
     for name in whole:
@@ -226,7 +226,7 @@ def test_the_same_object_twice_takes_two_queries():
     twin = jax.tree.map(lambda x: jnp.repeat(x[:, :1], 2, axis=1), truth)
     cost = costs(outputs.encoder.logits, outputs.encoder.boxes, twin, CONFIG)
     np.testing.assert_array_equal(cost[..., 0], cost[..., 1])
-    points = draw(jax.random.key(0), 1, LAYERS, CONFIG)
+    points = draw(jax.random.key(0), 1, CONFIG)
     two = losses(outputs, twin, points)
     best = np.sort(np.abs(np.asarray(outputs.encoder.boxes[0] - twin.boxes[0, 0])).sum(-1))
     assert two["box_enc"][1] == 2
@@ -251,7 +251,7 @@ def test_a_denoising_group_of_a_row_weighs_what_the_row_has():
 
 def test_denoising_terms_are_those_of_a_loop():
     outputs, truth = make_outputs(), make_truth()
-    points = draw(jax.random.key(0), 3, LAYERS, CONFIG)
+    points = draw(jax.random.key(0), 3, CONFIG)
     got, layout = losses(outputs, truth, points), layout_of(truth)
     for i, suffix in enumerate(("_dn_0", "_dn")):
         box = background = 0.0

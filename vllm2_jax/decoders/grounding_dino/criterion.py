@@ -8,6 +8,7 @@ official `GroundingDinoLoss`.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,11 @@ from vllm2_jax.batch import Weighted
 from vllm2_jax.decoders.denoising import Layout
 from vllm2_jax.decoders.grounding_dino.config import CriterionConfig
 from vllm2_jax.decoders.grounding_dino.costs import costs
-from vllm2_jax.decoders.grounding_dino.outputs import Outputs, Predictions, mask_logits
+from vllm2_jax.decoders.grounding_dino.outputs import Outputs, Predictions
 from vllm2_jax.decoders.grounding_dino.targets import Truth
 from vllm2_jax.ops.boxes import cxcywh_to_xyxy, paired_giou
 from vllm2_jax.ops.losses import dice, sigmoid_bce, sigmoid_focal
-from vllm2_jax.ops.masks import Points, at_points, draw_points
+from vllm2_jax.ops.masks import Points, Samples, at_points, draw_points
 from vllm2_jax.ops.matching import match
 
 MASK_TERMS = ("mask", "dice")
@@ -47,7 +48,7 @@ class Pairs:
 
 @struct.dataclass
 class MaskPoints:
-    """Where masks are compared, for each set of predictions on the first axis.
+    """Where masks are compared; the first axis has length 1 or that of the sets of predictions.
 
     Attributes:
       matched: for the cells that queries start from and the layers after them, and the objects of a row.
@@ -58,14 +59,16 @@ class MaskPoints:
     denoising: Points
 
 
-def draw(key: jax.Array, rows: int, layers: int, config: CriterionConfig) -> MaskPoints:
-    """Fresh points; the masks of a row and set share them, which reads them fast. Official: each its own."""
-    first, second = jax.random.split(key)
+def draw(key: jax.Array, rows: int, config: CriterionConfig) -> MaskPoints:
+    """Fresh points, which all masks and sets of a row share: what they read is read once.
+
+    Official: each mask of each set its own.
+    """
     shares = {"oversample": config.oversample, "importance": config.importance}
-    return MaskPoints(
-        draw_points(first, (1 + layers, rows, 1), config.points, **shares),
-        draw_points(second, (layers, rows, 1), config.points, **shares),
+    first, second = (
+        draw_points(key, (1, rows, 1), config.points, **shares) for key in jax.random.split(key)
     )
+    return MaskPoints(first, second)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +120,13 @@ class Criterion:
         query = jax.vmap(assign)(sets)
         weight = truth.valid.astype(jnp.float32)
         everywhere = jnp.ones(sets.logits.shape[1:3])
+        samples = _read(outputs.mask_features, truth, points)
 
-        def one(_, xs):
-            found, query, points = xs
-            return None, self._terms(
-                found, Pairs(query, truth, weight), everywhere, outputs.mask_features, points
-            )
+        def one(found, query, number):
+            pairs = Pairs(query, truth, weight)
+            return self._terms(found, pairs, everywhere, _of_set(samples, number))
 
-        return _over_sets(one, (sets, query, points))
+        return _over_sets(one, sets, query)
 
     def denoising(
         self, sets: Predictions, mask_features: Float[Array, "B h w M"], points: Points, layout: Layout
@@ -132,27 +134,22 @@ class Criterion:
         """Denoising queries: their objects are known, and a row's groups share the weight of one."""
         pairs = denoising_pairs(layout, self.truth)
         live = layout.live / layout.groups[:, None]
+        samples = _read(mask_features, pairs.truth, points)
 
-        def one(_, xs):
-            found, points = xs
-            return None, self._terms(found, pairs, live, mask_features, points)
+        def one(found, number):
+            return self._terms(found, pairs, live, _of_set(samples, number))
 
-        return _over_sets(one, (sets, points))
+        return _over_sets(one, sets)
 
     def _terms(
-        self,
-        found: Predictions,
-        pairs: Pairs,
-        weight: Float[Array, "B Q"],
-        mask_features: Float[Array, "B h w M"],
-        points: Points,
+        self, found: Predictions, pairs: Pairs, weight: Float[Array, "B Q"], samples: Samples
     ) -> dict[str, Float[Array, ""]]:
         """All terms of one set; `weight` is that of queries in the class term, paired or not."""
         boxes, masks = _rows(found.boxes, pairs.query), _rows(found.masks, pairs.query)
         return {
             "class": self._class(found.logits, pairs, weight),
             **self._box(boxes, pairs),
-            **self._mask(mask_logits(masks, mask_features), pairs, points),
+            **self._mask(masks, pairs, samples),
         }
 
     def _class(
@@ -175,13 +172,15 @@ class Criterion:
         }
 
     def _mask(
-        self, logits: Float[Array, "B P h w"], pairs: Pairs, points: Points
+        self, masks: Float[Array, "B P M"], pairs: Pairs, samples: Samples
     ) -> dict[str, Float[Array, ""]]:
-        found, wanted = at_points(logits, pairs.truth.masks, points, self.config.points)
+        found, wanted = samples.logits(masks), samples.truth
+        chosen = samples.chosen(found, self.config.points)
         weight = pairs.weight * pairs.truth.mask_valid
+        wrong = (sigmoid_bce(found, wanted) * chosen).sum(-1) / self.config.points
         return {
-            "mask": self.config.mask_weight * (sigmoid_bce(found, wanted).mean(-1) * weight).sum(),
-            "dice": self.config.dice_weight * (dice(found, wanted) * weight).sum(),
+            "mask": self.config.mask_weight * (wrong * weight).sum(),
+            "dice": self.config.dice_weight * (dice(found, wanted, chosen) * weight).sum(),
         }
 
 
@@ -197,9 +196,20 @@ def denoising_pairs(layout: Layout, truth: Truth) -> Pairs:
     return Pairs(query, jax.tree.map(lambda x: _rows(x, target), truth), share)
 
 
-def _over_sets(one, sets) -> Sums:
+def _read(mask_features: Float[Array, "B h w M"], truth: Truth, points: Points) -> Samples:
+    """What masks are compared by, on a first axis of length 1 or of the sets, like `points`."""
+    return jax.lax.map(lambda points: at_points(mask_features, truth.masks, points), points)
+
+
+def _of_set(samples: Samples, number: Int[Array, ""]) -> Samples:
+    return jax.tree.map(lambda x: x[0] if len(x) == 1 else x[number], samples)
+
+
+def _over_sets(one: Callable[..., dict[str, Float[Array, ""]]], *sets: Predictions | Array) -> Sums:
     """Terms of every set, one set after the other: the masks of all would not fit, so none is kept."""
-    return jax.lax.scan(jax.checkpoint(one), None, sets)[1]
+    numbers = jnp.arange(len(jax.tree.leaves(sets)[0]))
+    turn = jax.checkpoint(lambda _, xs: (None, one(*xs)))
+    return jax.lax.scan(turn, None, (*sets, numbers))[1]
 
 
 def _rows(x: Array, index: Int[Array, "B P"]) -> Array:

@@ -74,7 +74,7 @@ class GroundingDINO(nnx.Module):
             dn = denoising.disturb(layout, draws, truth, self.class_encoder(links), self.config)
         outputs = self.forward(links, picture.image, picture.size, dn=dn, key=drops)
         criterion = self.config.criterion
-        points = criteria.draw(places, len(picture.image), self.config.decoder_layers, criterion)
+        points = criteria.draw(places, len(picture.image), criterion)
         return criteria.Criterion(criterion, truth)(outputs, points, layout)
 
     def predict(self, links: Links, inputs: Mapping[str, Any], *, key: jax.Array | None = None) -> Found:
