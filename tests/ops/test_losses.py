@@ -30,10 +30,10 @@ def test_focal():
 
 def test_dice_is_a_number_a_mask():
     want = 1 - (2 * (P * SOFT).sum(-1) + 1) / (P.sum(-1) + SOFT.sum(-1) + 1)
-    ones = jnp.ones_like(SOFT)
+    ones = jnp.ones(SOFT.shape, bool)
     np.testing.assert_allclose(dice(LOGITS, SOFT, ones), want, rtol=1e-5)
-    assert dice(jnp.full((2, 5), -30.0), jnp.zeros((2, 5)), jnp.ones((2, 5))).tolist() == [0, 0]
-    some = ones.at[:, 3:].set(0)
+    assert dice(jnp.full((2, 5), -30.0), jnp.zeros((2, 5)), jnp.ones((2, 5), bool)).tolist() == [0, 0]
+    some = ones.at[:, 3:].set(False)
     np.testing.assert_allclose(dice(LOGITS, SOFT, some), dice(LOGITS[:, :3], SOFT[:, :3], ones[:, :3]))
 
 

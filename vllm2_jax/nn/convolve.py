@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions, which on a CPU are products where maps are small and kernels wide."""
+"""Convolutions with wide kernels, which on a CPU are products where maps are small, as kernel gradients are."""
 
 import functools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Cells of a result up to which XLA's convolution on a CPU is the slower one, and its gradients are.
+# Cells of a result up to which XLA's convolution on a CPU is the slower one, and its gradient of the input is.
 FEW, FEW_BACKWARD = 64, 256
 # Numbers in a kernel from which on its shape is worth a thought; below it programs would only get longer.
 WIDE = 2**18
@@ -27,17 +27,16 @@ def convolve(
     """`jax.lax.conv_general_dilated` as `nnx.Conv` calls it, without dilation and groups.
 
     Compiled for a CPU, a result of few cells is a product of a wide kernel with patches, and of some more
-    cells its gradients are.
+    cells its gradients are. The gradient of a wide kernel is a product for each of its taps at any size.
     """
-    shape = jax.eval_shape(functools.partial(_convolution, strides=strides, padding=padding), x, kernel).shape
-    cells = shape[1] * shape[2]
-    if cells > FEW_BACKWARD or kernel.size < WIDE:
+    if kernel.size < WIDE:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
-    return _small(cells, tuple(strides), tuple(map(tuple, padding)), x, kernel)
+    shape = jax.eval_shape(functools.partial(_convolution, strides=strides, padding=padding), x, kernel).shape
+    return _wide(shape[1] * shape[2], tuple(strides), tuple(map(tuple, padding)), x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _small(cells, strides, padding, x, kernel):
+def _wide(cells, strides, padding, x, kernel):
     """Keeps no patches for the backward pass, which are nine times the map."""
     if cells > FEW:
         return _convolution(x, kernel, strides, padding)
@@ -45,17 +44,26 @@ def _small(cells, strides, padding, x, kernel):
 
 
 def _forward(cells, strides, padding, x, kernel):
-    return _small(cells, strides, padding, x, kernel), (x, kernel)
+    return _wide(cells, strides, padding, x, kernel), (x, kernel)
 
 
-def _backward(_, strides, padding, saved, gradient):
+def _backward(cells, strides, padding, saved, gradient):
     def pulled(convolved, x, kernel, gradient):
         return jax.vjp(lambda x, kernel: convolved(x, kernel, strides, padding), x, kernel)[1](gradient)
 
-    return _by_platform(pulled, *saved, gradient)
+    def by_tap(x, kernel, gradient):
+        d_x, _ = pulled(_convolution, x, kernel, gradient)
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        taps = [jnp.dot(x.reshape(-1, x.shape[-1]).T, rows) for x in _taps(x, kernel, strides, padding)]
+        return d_x, jnp.stack(taps).reshape(kernel.shape)
+
+    if cells <= FEW_BACKWARD:
+        return _by_platform(pulled, *saved, gradient)
+    as_it_is = functools.partial(pulled, _convolution)
+    return jax.lax.platform_dependent(*saved, gradient, cpu=by_tap, default=as_it_is)
 
 
-_small.defvjp(_forward, _backward)
+_wide.defvjp(_forward, _backward)
 
 
 def _by_platform(run, *arrays):
@@ -69,13 +77,18 @@ def _convolution(x, kernel, strides, padding):
 
 
 def _product(x, kernel, strides: Sequence[int], padding: Padding):
-    rows, columns, _, width = kernel.shape
+    taps = _taps(x, kernel, strides, padding)
+    return jnp.dot(jnp.concatenate(taps, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
+
+
+def _taps(x, kernel, strides: Sequence[int], padding: Padding):
+    """What every tap of the kernel meets, `[N, H2, W2, C]` each."""
+    rows, columns, *_ = kernel.shape
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     high = (x.shape[1] - rows) // strides[0] + 1
     wide = (x.shape[2] - columns) // strides[1] + 1
-    patches = [
+    return [
         x[:, i : i + strides[0] * high : strides[0], j : j + strides[1] * wide : strides[1]]
         for i in range(rows)
         for j in range(columns)
     ]
-    return jnp.dot(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, width))

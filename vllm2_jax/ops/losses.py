@@ -3,7 +3,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def sigmoid_bce(logits: Float[Array, "*#B"], targets: Float[Array, "*#B"]) -> Float[Array, "*#B"]:
@@ -30,8 +30,8 @@ def sigmoid_focal(
 
 
 def dice(
-    logits: Float[Array, "*#B P"], targets: Float[Array, "*#B P"], weights: Float[Array, "*#B P"]
+    logits: Float[Array, "*B P"], targets: Float[Array, "*B P"], counted: Bool[Array, "*B P"]
 ) -> Float[Array, "*B"]:
-    """1 - (2 |overlap| + 1) / (|prediction| + |target| + 1) over the last axis, the points of one mask."""
-    p = jax.nn.sigmoid(logits.astype(jnp.float32)) * weights
-    return 1 - (2 * (p * targets).sum(-1) + 1) / (p.sum(-1) + (targets * weights).sum(-1) + 1)
+    """1 - (2 |overlap| + 1) / (|prediction| + |target| + 1) over the last axis, the counted points of one mask."""
+    p = jax.nn.sigmoid(logits.astype(jnp.float32)) * counted
+    return 1 - (2 * (p * targets).sum(-1) + 1) / (p.sum(-1) + (targets * counted).sum(-1) + 1)

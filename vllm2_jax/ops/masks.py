@@ -69,11 +69,11 @@ class Samples:
             wanted, features = "bnm,bnpm->bnp", self.features
         return jnp.einsum(wanted, masks, features, preferred_element_type=jnp.float32)
 
-    def chosen(self, logits: Float[Array, "B N P"], count: int) -> Float[Array, "B N P"]:
-        """1 at the `count` points to compare, the least decided candidates and all random ones; else 0."""
+    def chosen(self, logits: Float[Array, "B N P"], count: int) -> Bool[Array, "B N P"]:
+        """True at the `count` points to compare: the least decided candidates and all random ones."""
         fresh = jnp.ones((*logits.shape[:-1], logits.shape[-1] - self.candidates), bool)
         found = undecided(logits[..., : self.candidates], count - fresh.shape[-1])
-        return jnp.concatenate([found, fresh], axis=-1).astype(jnp.float32)
+        return jnp.concatenate([found, fresh], axis=-1)
 
 
 def at_points(

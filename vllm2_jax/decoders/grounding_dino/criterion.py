@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from vllm2_jax.batch import Weighted
@@ -27,6 +28,7 @@ from vllm2_jax.ops.masks import Points, Samples, at_points, draw_points
 from vllm2_jax.ops.matching import match
 
 MASK_TERMS = ("mask", "dice")
+CHOSEN = "chosen points"  # of all that masks are compared by, what is stored for the backward pass
 
 Sums = dict[str, Float[Array, " S"]]  # term -> its sum over the batch, for each set of predictions
 
@@ -175,7 +177,7 @@ class Criterion:
         self, masks: Float[Array, "B P M"], pairs: Pairs, samples: Samples
     ) -> dict[str, Float[Array, ""]]:
         found, wanted = samples.logits(masks), samples.truth
-        chosen = samples.chosen(found, self.config.points)
+        chosen = checkpoint_name(samples.chosen(found, self.config.points), CHOSEN)
         weight = pairs.weight * pairs.truth.mask_valid
         wrong = (sigmoid_bce(found, wanted) * chosen).sum(-1) / self.config.points
         return {
@@ -208,7 +210,8 @@ def _of_set(samples: Samples, number: Int[Array, ""]) -> Samples:
 def _over_sets(one: Callable[..., dict[str, Float[Array, ""]]], *sets: Predictions | Array) -> Sums:
     """Terms of every set, one set after the other: the masks of all would not fit, so none is kept."""
     numbers = jnp.arange(len(jax.tree.leaves(sets)[0]))
-    turn = jax.checkpoint(lambda _, xs: (None, one(*xs)))
+    kept = jax.checkpoint_policies.save_only_these_names(CHOSEN)
+    turn = jax.checkpoint(lambda _, xs: (None, one(*xs)), policy=kept)
     return jax.lax.scan(turn, None, (*sets, numbers))[1]
 
 
