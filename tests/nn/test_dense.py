@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dense layer between several axes is an einsum, with its gradients."""
+"""Dense layers are products, and between several axes einsums, with their gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vllm2_jax.nn.layers import einsum
+from vllm2_jax.nn.layers import einsum, linear
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,18 @@ def test_is_an_einsum(equation, source, shape, axes, inputs):
     weight = jax.random.normal(jax.random.key(2), wanted.shape)
     for a, b in zip(*map(jax.tree.leaves, (pull(weight), pull_plain(weight))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [(), (7,), (2, 5), (0, 3)])
+def test_linear_is_a_product(rows):
+    graph, state = nnx.split(linear(12, 20, ("embed", "mlp"), dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    state["bias"] = state["bias"].replace(jnp.arange(20.0))
+    x = jax.random.normal(jax.random.key(1), (*rows, 12))
+    found, pull = jax.vjp(lambda x, state: nnx.merge(graph, state)(x), x, state)
+    np.testing.assert_allclose(found, x @ state["kernel"][...] + jnp.arange(20.0), rtol=1e-5, atol=1e-5)
+    weight = jax.random.normal(jax.random.key(2), found.shape)
+    d_x, d_state = pull(weight)
+    flat, of_rows = np.asarray(x).reshape(-1, 12), np.asarray(weight).reshape(-1, 20)
+    np.testing.assert_allclose(d_x, weight @ state["kernel"][...].T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(d_state["kernel"][...], flat.T @ of_rows, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(d_state["bias"][...], of_rows.sum(0), rtol=1e-4, atol=1e-5)

@@ -77,14 +77,16 @@ def test_undecided_points_are_compared_and_all_random_ones():
     values = [looked_up(np.asarray(across), point) for point in places]
     np.testing.assert_allclose(found[0], np.outer([1, -2], values), atol=1e-6)
     assert chosen[..., 60:].all() and (chosen[..., :60].sum(-1) == 15).all()
-    assert np.abs(values[:60])[chosen[0, 0, :60] == 1].max() < np.abs(values[:60])[chosen[0, 0, :60] == 0].min()
+    distance, taken = np.abs(values[:60]), chosen[0, 0, :60]
+    assert distance[taken].max() < distance[~taken].min()
     clear = np.abs(values) > 0.05
     np.testing.assert_array_equal(np.asarray(samples.truth[0, 0])[clear] > 0.5, np.asarray(values)[clear] > 0)
 
 
 def test_own_points_and_shared_points_agree_with_whole_masks():
     rng = np.random.default_rng(1)
-    features, embeddings = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 9, 6, 5), (2, 4, 5)))
+    sizes = (2, 9, 6, 5), (2, 4, 5)
+    features, embeddings = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes)
     truth = jnp.asarray((rng.random((2, 4, 18, 12)) < 0.5).astype(np.uint8))
     shared = masks.draw_points(jax.random.key(1), (2, 1), 16, oversample=2.0, importance=0.5)
     own = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, 4, *x.shape[2:])), shared)

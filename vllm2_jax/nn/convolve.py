@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions with wide kernels, which on a CPU are products where maps are small, as kernel gradients are."""
+"""Convolutions with wide kernels: on a CPU kernel gradients are products, and all of those with small maps."""
 
 import functools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Cells of a result up to which XLA's convolution on a CPU is the slower one, and its gradient of the input is.
+# Cells of a result up to which XLA's convolution on a CPU is the slower one, and its gradients are.
 FEW, FEW_BACKWARD = 64, 256
 # Numbers in a kernel from which on its shape is worth a thought; below it programs would only get longer.
 WIDE = 2**18

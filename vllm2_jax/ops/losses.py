@@ -32,6 +32,6 @@ def sigmoid_focal(
 def dice(
     logits: Float[Array, "*B P"], targets: Float[Array, "*B P"], counted: Bool[Array, "*B P"]
 ) -> Float[Array, "*B"]:
-    """1 - (2 |overlap| + 1) / (|prediction| + |target| + 1) over the last axis, the counted points of one mask."""
+    """1 - (2 |overlap| + 1) / (|prediction| + |target| + 1) over the counted points of each mask."""
     p = jax.nn.sigmoid(logits.astype(jnp.float32)) * counted
     return 1 - (2 * (p * targets).sum(-1) + 1) / (p.sum(-1) + (targets * counted).sum(-1) + 1)

@@ -76,9 +76,7 @@ class Samples:
         return jnp.concatenate([found, fresh], axis=-1)
 
 
-def at_points(
-    features: Float[Array, "B h w M"], truth: UInt8[Array, "B N H W"], points: Points
-) -> Samples:
+def at_points(features: Float[Array, "B h w M"], truth: UInt8[Array, "B N H W"], points: Points) -> Samples:
     """Features and true masks between their pixels; both cover the same square, at any size.
 
     Args:

@@ -67,9 +67,7 @@ def draw(key: jax.Array, rows: int, config: CriterionConfig) -> MaskPoints:
     Official: each mask of each set its own.
     """
     shares = {"oversample": config.oversample, "importance": config.importance}
-    first, second = (
-        draw_points(key, (1, rows, 1), config.points, **shares) for key in jax.random.split(key)
-    )
+    first, second = (draw_points(key, (1, rows, 1), config.points, **shares) for key in jax.random.split(key))
     return MaskPoints(first, second)
 
 
