@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions with wide kernels: on a CPU kernel gradients are products, and all of those with small maps."""
+"""Convolutions with wide kernels: on a CPU their kernel gradients are products, on small maps all is."""
 
 import functools
 from collections.abc import Sequence
