@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vllm2_jax.nn.convolve import WIDE, convolve
+from vllm2_jax.nn.group_norm import group_norm
 
 Axes = tuple[str | None, ...]
 
@@ -178,24 +179,18 @@ class NarrowConv(nnx.Conv):
         return out.astype(self.dtype)
 
 
-class GroupNorm(nnx.GroupNorm):
+class GroupNorm(nnx.Module):
     """Group norm of feature maps, `[N, H, W, C]`, in float32, returned in the dtype of its input."""
 
     def __init__(self, width: int, *, groups: int = 32, eps: float, rngs: nnx.Rngs):
-        super().__init__(
-            width,
-            num_groups=groups,
-            epsilon=eps,
-            dtype=jnp.float32,
-            param_dtype=jnp.float32,
-            use_fast_variance=False,  # as in LayerNorm
-            scale_metadata={"axes": ("conv_out",)},
-            bias_metadata={"axes": ("conv_out",)},
-            rngs=rngs,
-        )
+        if width % groups:
+            raise ValueError(f"{width} channels do not make {groups} groups")
+        self.scale = param(nnx.initializers.ones, rngs, (width,), ("conv_out",))
+        self.bias = param(nnx.initializers.zeros, rngs, (width,), ("conv_out",))
+        self.groups, self.eps = groups, eps
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
-        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+        return group_norm(x, self.scale[...], self.bias[...], self.groups, self.eps)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
