@@ -29,7 +29,7 @@ ALLOWED = {
 }
 
 NNX = {
-    *("Module", "Param", "Variable", "Rngs", "Linear", "Einsum", "Conv", "Embed", "LayerNorm", "RMSNorm"),
+    *("Module", "Param", "Variable", "Rngs", "Linear", "Einsum", "Conv", "Embed"),
     *("List", "Dict", "split", "merge", "state", "to_flat_state", "from_flat_state", "All"),
     *("Not", "State", "GraphDef", "initializers", "filterlib"),
 }

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vllm2_jax.nn.convolve import WIDE, convolve
-from vllm2_jax.nn.group_norm import group_norm
+from vllm2_jax.nn.norms import group_norm, layer_norm, rms_norm
 
 Axes = tuple[str | None, ...]
 
@@ -268,37 +268,24 @@ class Dense(nnx.Einsum):
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
-class LayerNorm(nnx.LayerNorm):
+class LayerNorm(nnx.Module):
     """Layer norm over the last axis, in float32, returned in the dtype of its input."""
 
     def __init__(self, width: int, *, eps: float, rngs: nnx.Rngs, axis: str | None = "embed"):
-        super().__init__(
-            width,
-            epsilon=eps,
-            dtype=jnp.float32,
-            param_dtype=jnp.float32,
-            use_fast_variance=False,  # E[x^2] - E[x]^2 loses the digits that parity needs
-            scale_metadata={"axes": (axis,)},
-            bias_metadata={"axes": (axis,)},
-            rngs=rngs,
-        )
+        self.scale = param(nnx.initializers.ones, rngs, (width,), (axis,))
+        self.bias = param(nnx.initializers.zeros, rngs, (width,), (axis,))
+        self.eps = eps
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+        return layer_norm(x, self.scale[...], self.bias[...], self.eps)
 
 
-class RMSNorm(nnx.RMSNorm):
+class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis, in float32, returned in the dtype of its input."""
 
     def __init__(self, width: int, *, eps: float, rngs: nnx.Rngs, axis: str | None = "embed"):
-        super().__init__(
-            width,
-            epsilon=eps,
-            dtype=jnp.float32,
-            param_dtype=jnp.float32,
-            scale_metadata={"axes": (axis,)},
-            rngs=rngs,
-        )
+        self.scale = param(nnx.initializers.ones, rngs, (width,), (axis,))
+        self.eps = eps
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+        return rms_norm(x, self.scale[...], self.eps)

@@ -112,7 +112,7 @@ class Decoder(nnx.Module):
 
     def places(self, boxes: Float[Array, "B T 4"]) -> Float[Array, "B T W"]:
         """Embeds boxes (shares of the padded picture)."""
-        width = self.norm.num_features
+        width = self.norm.scale.shape[-1]
         return self.reference_head(sine_boxes(boxes, width // 2).astype(self.dtype))
 
     def move(self, x: Float[Array, "*B W"], boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 4"]:

@@ -56,7 +56,7 @@ class Decoder(nnx.Module):
 
     def places(self, boxes: Float[Array, "B N 4"]) -> Float[Array, "B N W"]:
         """Embeds boxes, which are shares of the finest level's padded map."""
-        width = self.norm.num_features
+        width = self.norm.scale.shape[-1]
         return self.position(sine_boxes(boxes, width // 2).astype(self.dtype))
 
     def sizes(self, keypoints: int) -> Float[Array, "P 2"]:
