@@ -67,7 +67,7 @@ def _class_layer(folder: pathlib.Path, model: GroundingDINO) -> Iterator[Case]:
     layer = unstack(model.encoder.layers)[0].classes
     valid = jnp.asarray(~data["text_padding_mask"])
     mask = visible(valid)
-    places = sine(positions(valid), layer.norm1.num_features)
+    places = sine(positions(valid), layer.norm1.scale.shape[-1])
     yield "classes that see each other", np.asarray(mask), ~data["enhancer/attn_block_mask"]
     yield "places of classes", np.asarray(places), data["enhancer/text_pos"]
 
