@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Norms that keep nothing but their input for the backward pass.
 
-Computed in float32, returned in the dtype of their input. JAX's own gradients store float32 copies and read
-them several times: these take half the time on a CPU, and half the memory where the input is bfloat16.
+Computed in float32, returned in the dtype of their input. JAX's own gradients store float32 copies, which are
+twice as large as a bfloat16 input, and read them several times.
 Variances are not E[x^2] - E[x]^2, which loses the digits that parity needs.
 """
 
