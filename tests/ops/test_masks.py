@@ -66,19 +66,22 @@ def test_undecided_are_those_of_a_stable_sort(count):
 def test_undecided_points_are_compared_and_all_random_ones():
     points = masks.draw_points(jax.random.key(0), (1, 1), 20, oversample=3.0, importance=0.75)
     assert points.candidates.shape == (1, 1, 60, 2) and points.random.shape == (1, 1, 5, 2)
-    # The only feature is the x coordinate, of a second mask its double.
+    # Features are the x coordinate and 1: two masks whose undecided points lie in different places.
     across = jnp.broadcast_to(jnp.linspace(-1, 1, 64), (64, 64))
     truth = (across > 0).astype(jnp.uint8)[None, None].repeat(2, 1)
-    samples = masks.at_points(across[None, ..., None], truth, points)
-    found = samples.logits(jnp.array([[[1.0], [-2.0]]]))
+    features = jnp.stack([across, jnp.full_like(across, 1.0)], axis=-1)[None]
+    samples = masks.at_points(features, truth, points)
+    found = samples.logits(jnp.array([[[1.0, 0.0], [1.0, 0.5]]]))
     chosen = np.asarray(samples.chosen(found, 20))
     assert found.shape == samples.truth.shape == chosen.shape == (1, 2, 65)
     places = np.concatenate([points.candidates, points.random], axis=2)[0, 0]
     values = [looked_up(np.asarray(across), point) for point in places]
-    np.testing.assert_allclose(found[0], np.outer([1, -2], values), atol=1e-6)
+    ones = [looked_up(np.ones((64, 64)), point) for point in places]
+    np.testing.assert_allclose(found[0], [values, np.add(values, np.multiply(ones, 0.5))], atol=1e-6)
     assert chosen[..., 60:].all() and (chosen[..., :60].sum(-1) == 15).all()
-    distance, taken = np.abs(values[:60]), chosen[0, 0, :60]
-    assert distance[taken].max() < distance[~taken].min()
+    for distance, taken in zip(np.abs(found[0, :, :60]), chosen[0, :, :60], strict=True):
+        assert distance[taken].max() < distance[~taken].min()
+    assert (chosen[0, 0] != chosen[0, 1]).any()
     clear = np.abs(values) > 0.05
     np.testing.assert_array_equal(np.asarray(samples.truth[0, 0])[clear] > 0.5, np.asarray(values)[clear] > 0)
 
