@@ -87,24 +87,45 @@ _CHAT = {
     "allava": {"loader": "llava", "weight": 700.0, "annotations": "{root}/allava/train.json"},
     "llavar": {"loader": "llava", "weight": 220.0, "annotations": "{root}/llavar/train.json"},
 }
+# COCO's and RefCOCO's files name pictures without their folder, LVIS' URLs have it ("train2017/...").
 _REGION_CAPTIONS = {
     "vg": {"loader": "region_captions", "weight": 2000.0, "annotations": "{root}/vg/train.json"},
-    "refcoco": {"loader": "region_captions", "weight": 200.0, "annotations": "{root}/refcoco/train.json"},
+    "refcoco": {
+        "loader": "region_captions",
+        "weight": 200.0,
+        "annotations": "{root}/refcoco/train.json",
+        "image_root": "{root}/coco/train2014",
+        "form": "mixed",
+        "min_words": 3,
+    },
 }
 _RECOGNITION = {
-    "coco": {"loader": "recognition", "weight": 118.0, "annotations": "{root}/coco/instances_train2017.json"},
-    "lvis": {"loader": "recognition", "weight": 100.0, "annotations": "{root}/lvis/lvis_v1_train.json"},
+    "coco": {
+        "loader": "recognition",
+        "weight": 118.0,
+        "annotations": "{root}/coco/instances_train2017.json",
+        "image_root": "{root}/coco/train2017",
+        "note": "one of the 80 COCO classes",
+    },
+    "lvis": {
+        "loader": "recognition",
+        "weight": 100.0,
+        "annotations": "{root}/lvis/lvis_v1_train.json",
+        "image_root": "{root}/coco",
+        "note": "one of the LVIS classes",
+        "clean_names": True,
+    },
     "v3det": {
         "loader": "recognition",
         "weight": 183.0,
-        "annotations": "{root}/v3det/train.json",
+        "annotations": "{root}/v3det/v3det_2023_v1_train.json",
         "form": "box",
     },
 }
 
 
 def _with(datasets: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """The same options for every dataset; pictures lie under the dataset's folder."""
+    """The same options for every dataset; pictures lie beside the file unless `image_root` says where."""
     return {
         name: {"image_root": entry["annotations"].rpartition("/")[0], **options, **entry}
         for name, entry in datasets.items()

@@ -40,15 +40,19 @@ def _scenes(split: str) -> dict[str, Any]:
     }
 
 
-def _stands_out(images: str, masks: str, hidden: bool = False) -> dict[str, Any]:
-    """Of COD10K only the pictures with something hidden: those named "COD10K-CAM-..."."""
-    entry = {
+def _stands_out(images: str, masks: str, **options: Any) -> dict[str, Any]:
+    return {
         "loader": "saliency",
         "image_root": f"{{root}}/{images}",
         "mask_root": f"{{root}}/{masks}",
         "decoder_size": _SIZE,
+        **options,
     }
-    return {**entry, "names": ("camouflaged object",)} if hidden else entry
+
+
+_HIDDEN: dict[str, Any] = {"names": ("camouflaged object",)}
+# Of COD10K only the pictures with something hidden.
+_COD10K: dict[str, Any] = {**_HIDDEN, "files": "COD10K-CAM-*"}
 
 
 def _files(loader: str, annotations: str, images: str, **options: Any) -> dict[str, Any]:
@@ -96,9 +100,9 @@ GROUNDING: dict[str, dict[str, Any]] = {
             "msra10k": {"weight": 10.0, **_stands_out("MSRA10K/Imgs", "MSRA10K/Imgs")},
             "cod10k": {
                 "weight": 3.0,
-                **_stands_out("COD10K-v3/Train/Image", "COD10K-v3/Train/GT_Object", True),
+                **_stands_out("COD10K-v3/Train/Image", "COD10K-v3/Train/GT_Object", **_COD10K),
             },
-            "camo": {"weight": 1.0, **_stands_out("CAMO/Images/Train", "CAMO/GT", True)},
+            "camo": {"weight": 1.0, **_stands_out("CAMO/Images/Train", "CAMO/GT", **_HIDDEN)},
         },
     },
     "interactive": {
@@ -200,8 +204,8 @@ GROUNDING_HELDOUT: dict[str, dict[str, Any]] = {
         "salient",
         "saliency",
         duts=_stands_out("DUTS-TE/DUTS-TE-Image", "DUTS-TE/DUTS-TE-Mask"),
-        cod10k=_stands_out("COD10K-v3/Test/Image", "COD10K-v3/Test/GT_Object", True),
-        camo=_stands_out("CAMO/Images/Test", "CAMO/GT", True),
+        cod10k=_stands_out("COD10K-v3/Test/Image", "COD10K-v3/Test/GT_Object", **_COD10K),
+        camo=_stands_out("CAMO/Images/Test", "CAMO/GT", **_HIDDEN),
     ),
     # Its pictures have up to 60 marks.
     "interactive": {

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipelines.errors import DataError
+from data_pipelines.images import check_size
 from data_pipelines.masks import box_in_tile, resize_masks, segmentation_mask
-from data_pipelines.records import need, read_json
+from data_pipelines.records import need, need_box, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +45,7 @@ class CocoFile:
 
     def check_size(self, image_id: int, image: UInt8[np.ndarray, "h w 3"]) -> None:
         """Raises DataError if the decoded picture has another size than the annotations were drawn on."""
-        if image.shape[:2] != self.size(image_id):
-            raise DataError(
-                f"the picture is {image.shape[:2]} (height, width), its annotations are for "
-                f"{self.size(image_id)}",
-                file=self.file,
-                record=f"image {image_id}",
-                remedy="use the original picture, or drop the record if the picture is rotated by EXIF",
-            )
+        check_size(image, self.size(image_id), file=self.file, record=f"image {image_id}")
 
     def region(self, annotation: dict, form: str, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
         """An annotation's box or mask in the stretched S x S tile.
@@ -109,16 +103,11 @@ def read_coco(file: str) -> CocoFile:
                 field="image_id",
                 remedy="add the picture or drop the annotation",
             )
-        box = need(annotation, "bbox", list, **place)
-        if len(box) != 4:
-            raise DataError(
-                f"{box} is not x, y, width, height",
-                file=file,
-                record=place["index"],
-                field="bbox",
-                remedy="repair the box",
-            )
-        if not _usable(box, images[image_id]) or annotation.get("area", 1) <= 0:
+        for field in ("area", "keypoints"):  # null says as much as a field that is missing
+            if field in annotation and annotation[field] is None:
+                del annotation[field]
+        area = need(annotation, "area", (int, float), **place) if "area" in annotation else 1
+        if not _usable(need_box(annotation, "bbox", **place), images[image_id]) or area <= 0:
             unusable[image_id].append(annotation)
         elif annotation.get("iscrowd", 0) or annotation.get("ignore", 0):
             crowds[image_id].append(annotation)

@@ -211,7 +211,7 @@ def columns_of(example: Example, tokenizer: Tokenizer, spec: CollateSpec, tiles_
         columns = prompt(example.turns, tokenizer, **common)
     else:
         limit = spec.length if spec.truncate else None
-        columns = tokenize(example.turns, tokenizer, max_length=limit, truncate=spec.truncate, **common)
+        columns = tokenize(example.turns, tokenizer, max_length=limit, **common)
     _check("columns", len(columns.ids), spec.length, "raise the length, use fewer tiles, or truncate")
     return columns
 

@@ -13,6 +13,7 @@ areas stay shares of the picture; masks are laid over the square. Names and shap
   stride     pixels of the square for one of a mask, 4 if not given       (grounding_dino)
 """
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Targets = Mapping[str, Any]
 Arrays = dict[str, np.ndarray]
+
+STRIDE = 4  # of masks, if a task does not say
 
 
 def grounding_dino(targets: Targets | None, shape: "TaskShape") -> tuple[Arrays, int]:
@@ -45,7 +48,7 @@ def grounding_dino(targets: Targets | None, shape: "TaskShape") -> tuple[Arrays,
       DataError: arrays that do not fit each other.
     """
     side, places = _capacity(shape, "size"), _capacity(shape, "objects")
-    stride = shape.capacities.get("stride", 4)
+    stride = shape.capacities.get("stride", STRIDE)
     arrays = _blank(side, places)
     arrays["masks"] = np.zeros((places, side // stride, side // stride), np.uint8)
     arrays["mask_valid"] = np.zeros(places, bool)
@@ -54,9 +57,9 @@ def grounding_dino(targets: Targets | None, shape: "TaskShape") -> tuple[Arrays,
     kept, dropped = _place_objects(arrays, targets, shape, classes=sum(shape.links.values()))
     if "masks" in targets:
         masks = np.asarray(targets["masks"], bool)[kept]
-        height, width = (-(-int(length) // stride) for length in arrays["size"])
         for place, mask in enumerate(masks):
-            arrays["masks"][place, :height, :width] = shrink(mask, height, width)
+            cells = shrink(mask, *arrays["size"] / stride)
+            arrays["masks"][place, : cells.shape[0], : cells.shape[1]] = cells
         arrays["mask_valid"][: len(masks)] = True
     return arrays, dropped
 
@@ -112,13 +115,24 @@ def into_square(
     return square, size
 
 
-def shrink(mask: Bool[np.ndarray, "h w"], height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:
-    """A mask at another size: a pixel is inside if at least half of what it covers is.
+def shrink(mask: Bool[np.ndarray, "h w"], height: float, width: float) -> UInt8[np.ndarray, "rows columns"]:
+    """A mask in cells: a cell is inside if at least half of what it covers is.
 
-    A mask that would vanish keeps the pixel it covers most.
+    A mask that would vanish keeps the cell it covers most.
+
+    Args:
+      mask: in pixels.
+      height, width: of the mask in cells, fractions too: the last cells then reach over its border, and
+        nothing is inside there.
+
+    Returns:
+      The cells, as many as it takes to cover the mask.
     """
-    picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    share = np.asarray(picture.resize((width, height), Image.Resampling.BOX))
+    rows, columns = math.ceil(height), math.ceil(width)
+    bottom, right = mask.shape[0] * rows / height, mask.shape[1] * columns / width
+    beyond = [(0, math.ceil(end) - side) for end, side in zip((bottom, right), mask.shape, strict=True)]
+    picture = Image.fromarray(np.pad(mask, beyond).astype(np.uint8) * 255)
+    share = np.asarray(picture.resize((columns, rows), Image.Resampling.BOX, box=(0, 0, right, bottom)))
     if mask.any() and share.max() < 128:
         return (share == share.max()).astype(np.uint8)
     return (share >= 128).astype(np.uint8)

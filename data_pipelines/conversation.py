@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import CapacityError, DataError
 from data_pipelines.tokenizer import Tokenizer
 from vllm2_jax.batch import IGNORE, IMAGE, LINK, REGION, TEXT
 from vllm2_jax.tokens import EMB_TOKENS, GENERATION_BANKS, LINKS, SPECIAL_TOKENS, QueryCounts
@@ -143,7 +143,6 @@ def tokenize(
     regions: int = 0,
     counts: QueryCounts | None = None,
     max_length: int | None = None,
-    truncate: bool = False,
     wrap_images: bool = False,
 ) -> Tokens:
     """The columns and labels of a conversation that ends with an answer.
@@ -156,25 +155,20 @@ def tokenize(
       image_tokens: columns of each picture, one entry for each `<image>`.
       regions: how many `<region>` the text has to hold.
       counts: queries of a link; the released models' by default.
-      max_length: most columns, pictures included. (The official limit counts a picture as one column and
-        can cut the picture itself off.)
-      truncate: cut what is too long at the end, before the link that the limit falls into; False raises. A
-        cut may drop whole links: `Tokens.lost` of them.
+      max_length: most columns, pictures included; what is too long is cut at the end, before the link that
+        the limit falls into. A cut may drop whole links: `Tokens.lost` of them. None: no limit. (The official
+        limit counts a picture as one column and can cut the picture itself off.)
       wrap_images: put `<img>` and `</img>` around each picture (`use_im_start_end`, off in all releases).
 
     Raises:
-      DataError: turns out of order, counts of `<image>`, `<region>` or query tokens that disagree, or a
-        sample that does not fit and cannot be cut without losing a picture, a region or all labels.
+      CapacityError: a sample that does not fit and cannot be cut without losing a picture, a region or all
+        labels.
+      DataError: turns out of order, or counts of `<image>`, `<region>` or query tokens that disagree.
     """
     segments = _segments(_format(format), _in_order(turns, answered=True))
     columns = _columns(segments, tokenizer, format, image_tokens, regions, counts, wrap_images)
     if max_length is None or len(columns.ids) <= max_length:
         return columns
-    if not truncate:
-        raise DataError(
-            f"{len(columns.ids)} columns do not fit into {max_length}",
-            remedy="raise max_length, use fewer tiles, or allow truncation",
-        )
     return _cut(columns, max_length)
 
 
@@ -336,10 +330,10 @@ def _cut(columns: Tokens, max_length: int) -> Tokens:
         end = max(link.start for link in columns.links if link.start <= end) - 1
     lost = columns.source[end:]
     if np.isin(lost, [IMAGE, REGION]).any() or (columns.labels[:end] == IGNORE).all():
-        raise DataError(
+        raise CapacityError(
             f"{len(columns.ids)} columns do not fit into {max_length}, and a cut would lose a picture, a "
             "region or the whole answer",
-            remedy="raise max_length or use fewer tiles",
+            remedy="raise the length or use fewer tiles",
         )
     links = [at for at in columns.links if at.start < end]
     return Tokens(

@@ -20,9 +20,7 @@ from data_pipelines.errors import DataError
 
 Mode = Literal["anyres", "pad", "square", "stretch"]
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # RGB in [0, 1]
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-PAD_COLOUR = (122, 116, 104)  # int(255 * CLIP_MEAN)
+PAD_COLOUR = (122, 116, 104)  # CLIP's mean, rounded down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +90,19 @@ def load_image(source: str | pathlib.Path | bytes) -> UInt8[np.ndarray, "h w 3"]
             file=name,
             remedy="fetch the picture again or drop the record",
         ) from error
+
+
+def check_size(
+    image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], *, file: str, record: str | int
+) -> None:
+    """Raises DataError if a picture is not of the size (height, width) that its annotations are for."""
+    if image.shape[:2] != size:
+        raise DataError(
+            f"the picture is {image.shape[:2]} (height, width), its annotations are for {size}",
+            file=file,
+            record=record,
+            remedy="use the original picture, or drop the record if the picture is rotated by EXIF",
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -164,12 +175,6 @@ def stretch(image: UInt8[np.ndarray, "h w 3"], size: int) -> Float[np.ndarray, "
     In two steps, as for the official region data: the shorter edge to S (bicubic), then both to S (bilinear).
     """
     return bilinear(_shortest_edge(image, size).astype(np.float32), size, size)
-
-
-def normalize(tiles: UInt8[np.ndarray, "*T S s 3"] | Float[np.ndarray, "*T S s 3"]):
-    """0..255 to CLIP's normalised float32 values, same shape. Training does this on the device."""
-    x = tiles.astype(np.float32) / np.float32(255)
-    return (x - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
 
 
 def bilinear(

@@ -22,9 +22,10 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from data_pipelines.templates import clean_name
+
 MOST = 68  # keypoints of the largest set (300W); the decoder knows no more
 
-_DROPPED = str.maketrans(dict.fromkeys(".,'\u2019!?\"()*#:;", "") | dict.fromkeys("-/_", " "))
 _SIDE = re.compile(r"\b(left|right)")  # also in "legs lefttopcorner"
 _OTHER = {"left": "right", "right": "left"}
 
@@ -53,7 +54,7 @@ class KeypointSet:
 
 def clean(name: str) -> str:
     """A name as the official code writes it: lower case, blanks for - / _, no other punctuation."""
-    return " ".join(name.lower().translate(_DROPPED).split())
+    return clean_name(name.replace("\u2019", ""))
 
 
 def side(name: str) -> str:

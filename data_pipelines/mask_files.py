@@ -22,11 +22,16 @@ class Pair:
     mask: pathlib.Path
 
 
-def pair_files(image_root: str, mask_root: str) -> list[Pair]:
+def pair_files(image_root: str, mask_root: str, names: str = "*") -> list[Pair]:
     """The pictures below a folder, each with the PNG of the same name (and sub-folder) in another folder.
 
     Both may be one folder; its PNGs are the masks then. Masks without a picture are left out, as releases
     have them in one folder for several splits (CAMO). A missing mask is found out when it is read.
+
+    Args:
+      image_root: folder of the pictures.
+      mask_root: folder of the masks.
+      names: pattern of the pictures' file names; others are left out.
 
     Raises:
       DataError: no pictures, or no such folder.
@@ -36,13 +41,17 @@ def pair_files(image_root: str, mask_root: str) -> list[Pair]:
         if not folder.is_dir():
             raise DataError("no such folder", file=folder, remedy="check the path in the config")
     kinds = [kind for kind in PICTURES if images != masks or kind != "png"]
-    pictures = sorted(path for path in images.rglob("*") if path.suffix[1:].lower() in kinds)
+    pictures = sorted(path for path in images.rglob(names) if path.suffix[1:].lower() in kinds)
     if not pictures:
-        raise DataError("no pictures in this folder", file=images, remedy="check the path in the config")
-    names = [path.relative_to(images).with_suffix("") for path in pictures]
+        raise DataError(
+            "no pictures in this folder" if names == "*" else f"no pictures {names!r} in this folder",
+            file=images,
+            remedy="check the path in the config",
+        )
+    stems = [path.relative_to(images).with_suffix("") for path in pictures]
     return [
-        Pair(str(name), picture, (masks / name).with_name(f"{name.name}.png"))
-        for name, picture in zip(names, pictures, strict=True)
+        Pair(str(stem), picture, (masks / stem).with_name(f"{stem.name}.png"))
+        for stem, picture in zip(stems, pictures, strict=True)
     ]
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Region masks from boxes, polygons and COCO run lengths, and their boxes."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -51,7 +53,7 @@ def segmentation_mask(
     to 1.00 with it on the people of four COCO pictures.
 
     Raises:
-      DataError: none of these, or run lengths of another size.
+      DataError: none of these, something in it that is no number, or run lengths of another size.
     """
     if isinstance(segmentation, list) and all(isinstance(p, list | tuple) for p in segmentation):
         mask = np.zeros((height, width), np.uint8)
@@ -62,17 +64,18 @@ def segmentation_mask(
                     field="segmentation",
                     remedy="drop the polygon",
                 )
-            mask |= _fill(np.reshape(polygon, (-1, 2)).astype(np.float64), height, width)
+            mask |= _fill(_numbers(polygon).reshape(-1, 2), height, width)
         return mask
     if isinstance(segmentation, dict) and {"counts", "size"} <= set(segmentation):
-        if list(segmentation["size"]) != [height, width]:
+        if segmentation["size"] not in ([height, width], (height, width)):
             raise DataError(
                 f"run lengths are for {segmentation['size']} (height, width), not [{height}, {width}]",
                 field="segmentation",
                 remedy="make the file's height and width agree with the mask",
             )
         counts = segmentation["counts"]
-        runs = np.array(counts if isinstance(counts, list) else unpack_counts(counts), np.int64)
+        packed = isinstance(counts, str | bytes)
+        runs = np.array(unpack_counts(counts) if packed else _numbers(counts), np.int64)
         if runs.sum() != height * width or (runs < 0).any():
             raise DataError(
                 f"run lengths cover {runs.sum()} pixels of {height * width}",
@@ -86,6 +89,18 @@ def segmentation_mask(
         field="segmentation",
         remedy="give [[x, y, ...], ...] or {'counts': ..., 'size': [height, width]}",
     )
+
+
+def _numbers(values: Any) -> Float[np.ndarray, " n"]:
+    """A list of a segmentation; raises DataError if something in it is not a finite number."""
+    good = isinstance(values, list | tuple)
+    if not good or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+        raise DataError(
+            f"{values!r:.60} is not a list of finite numbers",
+            field="segmentation",
+            remedy="repair or drop the annotation",
+        )
+    return np.array(values, np.float64)
 
 
 def _fill(points: Float[np.ndarray, "n 2"], height: int, width: int) -> UInt8[np.ndarray, "h w"]:

@@ -23,6 +23,7 @@ ever, bad records replaced by others (`streams`). Which rows a batch takes, and 
 follows from the number of the batch (`batches`).
 """
 
+import dataclasses
 import functools
 import inspect
 import zlib
@@ -35,12 +36,24 @@ import numpy as np
 from data_pipelines import DATASETS
 from data_pipelines.ahead import Ahead
 from data_pipelines.batches import Batches, Layout, Task
-from data_pipelines.collate import CollateSpec, TaskShape, blank_row, collate, make_row
+from data_pipelines.collate import CollateSpec, Row, TaskShape, blank_row, make_row
+from data_pipelines.collate_perception import STRIDE
+from data_pipelines.errors import DataError
+from data_pipelines.example import Example
 from data_pipelines.streams import Stream
 from data_pipelines.tokenizer import Tokenizer
-from vllm2_jax.batch import TaskRows
 
 _SHAPE_KEYS = ("rows", "length", "decoder", "tiles", "regions", "links", "pack", "capacities")
+
+# Decoder -> capacities that its tasks share, and their values if not given. The zeros that fill up a smaller
+# array would change the scale of its masks, the border of its pictures, the end of its captions.
+_SHARED: dict[str, dict[str, Any]] = {
+    "grounding_dino": {"stride": STRIDE},
+    **dict.fromkeys(
+        ("stable_diffusion", "instruct_pix2pix"),
+        dict.fromkeys(("size", "caption", "moments", "caption_states")),
+    ),
+}
 
 
 def make_dataset(
@@ -91,7 +104,7 @@ def make_dataset(
         raise ValueError(f"a host cannot make the groups {list(mine)} of {groups}")
     tasks = {}
     for task, shape in shapes.items():
-        make = functools.partial(make_row, tokenizer=tokenizer, spec=spec, shape=shape)
+        make = functools.partial(_taught_row, tokenizer=tokenizer, spec=spec, shape=shape)
         streams, weights = [], []
         for name, options in mixture[task]["datasets"].items():
             stream = f"{task}/{name}"
@@ -107,6 +120,24 @@ def make_dataset(
     # What the threads and workers have in the making counts as made ahead.
     inside = prefetch if workers else min(2, prefetch) if threads > 1 else 0
     return Ahead(Batches(layout), count=prefetch - inside, timeout=timeout, workers=workers)
+
+
+def _taught_row(example: Example, *, tokenizer: Tokenizer, spec: CollateSpec, shape: TaskShape) -> Row:
+    """A row to learn from: a question at the end, which nobody answers, is left out of it.
+
+    Raises:
+      DataError: see `make_row`; also if there is no answer at all.
+    """
+    turns = example.turns[:-1] if example.turns[-1:] and example.turns[-1][0] == "human" else example.turns
+    if all(role == "human" for role, _ in turns):
+        raise DataError(
+            "there is no answer to learn from",
+            file=example.file,
+            record=example.record,
+            field="conversations",
+            remedy="add the answer or drop the record",
+        )
+    return make_row(dataclasses.replace(example, turns=turns), tokenizer, spec, shape)
 
 
 def task_shapes(mixture: Mapping[str, Mapping[str, Any]], *, strict: bool = True) -> dict[str, TaskShape]:
@@ -130,12 +161,16 @@ def task_shapes(mixture: Mapping[str, Mapping[str, Any]], *, strict: bool = True
             shapes[task] = TaskShape(**options, strict=strict)
         except ValueError as error:
             raise ValueError(f"task {task!r} of the mixture: {error}") from error
-    _check_links(shapes)
+    _check_joined(shapes)
     return shapes
 
 
-def _check_links(shapes: Mapping[str, TaskShape]) -> None:
-    """Tasks of one decoder are joined with free places at the end: each kind has to start at the same one."""
+def _check_joined(shapes: Mapping[str, TaskShape]) -> None:
+    """Tasks of one decoder are joined with free places at the end, which must not change what they say.
+
+    Raises:
+      ValueError: kinds of links that start at different places, or capacities that have to be the same.
+    """
     first: dict[str, str] = {}
     for task, shape in shapes.items():
         if shape.decoder is None:
@@ -147,17 +182,13 @@ def _check_links(shapes: Mapping[str, TaskShape]) -> None:
                 f"tasks {other!r} and {task!r} of the mixture call the decoder {shape.decoder!r} with links "
                 f"of several kinds, {theirs} and {mine}: give both the same"
             )
-
-
-def blank_batch(
-    mixture: Mapping[str, Mapping[str, Any]], *, tokenizer: Tokenizer, spec: CollateSpec, groups: int
-) -> dict[str, TaskRows]:
-    """A batch of padding: the shapes and types that `make_dataset` yields, without opening a dataset."""
-    batch = {}
-    for task, shape in task_shapes(mixture, strict=spec.strict).items():
-        rows = [blank_row(tokenizer, spec, shape)] * (groups * shape.rows)
-        batch[task] = collate(rows, spec, shape)[0]
-    return batch
+        for name, default in _SHARED.get(shape.decoder, {}).items():
+            given, needed = (of.capacities.get(name, default) for of in (shape, shapes[other]))
+            if given != needed:
+                raise ValueError(
+                    f"tasks {other!r} and {task!r} of the mixture call the decoder {shape.decoder!r} with "
+                    f"{name} {needed} and {given}: give both the same"
+                )
 
 
 def open_source(name: str, options: Mapping[str, Any], *, spec: CollateSpec, seed: int) -> Any:

@@ -22,6 +22,31 @@ def read_json(file: str | pathlib.Path) -> Any:
         raise DataError(f"not JSON ({error})", file=file, remedy="download or repair the file") from error
 
 
+def read_lines(file: str | pathlib.Path) -> list[tuple[str, Any]]:
+    """The lines of a file of JSON lines: "line 1" and its value, and so on. Blank ones are skipped.
+
+    Raises:
+      DataError: a missing file, one that is not UTF-8, or bad JSON (with the line).
+    """
+    try:
+        texts = pathlib.Path(file).read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise DataError("no such file", file=file, remedy="check the path in the config") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 ({error})", file=file, remedy="download or repair the file") from error
+    found = []
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        try:
+            found.append((f"line {number}", json.loads(text)))
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"not JSON ({error})", file=file, record=f"line {number}", remedy="repair the line"
+            ) from error
+    return found
+
+
 def read_records(file: str | pathlib.Path) -> list[dict]:
     """The records of a `.json` list or a `.jsonl` file (one object a line, blank lines skipped).
 
@@ -29,23 +54,7 @@ def read_records(file: str | pathlib.Path) -> list[dict]:
       DataError: a missing file, bad JSON (with the line), or a file that is no list of objects.
     """
     path = pathlib.Path(file)
-    if path.suffix != ".jsonl":
-        records = read_json(path)
-    else:
-        records = []
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError as error:
-            raise DataError("no such file", file=file, remedy="check the path in the config") from error
-        for number, line in enumerate(lines):
-            if not line.strip():
-                continue
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"line {number + 1} is not JSON ({error})", file=file, remedy="repair the line"
-                ) from error
+    records = [value for _, value in read_lines(path)] if path.suffix == ".jsonl" else read_json(path)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise DataError(
             "the file is not a list of objects", file=file, remedy="give one object for each sample"
@@ -85,3 +94,23 @@ def need(record: dict, field: str, kind: type | tuple[type, ...], *, file, index
             remedy=f"it has to be {' or '.join(k.__name__ for k in kinds)}",
         )
     return value
+
+
+def need_box(record: dict, field: str, *, file, index) -> list[float]:
+    """`record[field]`, which has to be x, y, width, height.
+
+    Arguments as for `need`.
+
+    Raises:
+      DataError: the field is missing or not a list of four numbers.
+    """
+    box = need(record, field, list, file=file, index=index)
+    if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+        raise DataError(
+            f"{box!r:.60} is not x, y, width, height",
+            file=file,
+            record=index,
+            field=field,
+            remedy="repair the box",
+        )
+    return box

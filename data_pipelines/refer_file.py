@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.coco_file import CocoFile, read_coco
 from data_pipelines.errors import DataError
+from data_pipelines.images import check_size
 from data_pipelines.masks import segmentation_mask
 from data_pipelines.records import need, read_json, read_records
 
@@ -92,14 +93,8 @@ class Reference:
 
     def check_size(self, image: NDArray[np.uint8]) -> None:
         """Raises DataError if the picture is not of the size that the object was drawn on."""
-        if self.size is not None and image.shape[:2] != self.size:
-            raise DataError(
-                f"the picture {self.picture} is {image.shape[:2]} (height, width), its object was drawn on "
-                f"{self.size}",
-                file=self.file,
-                record=self.record,
-                remedy="use the original picture, or drop the record if the picture is rotated by EXIF",
-            )
+        if self.size is not None:
+            check_size(image, self.size, file=self.file, record=self.record)
 
 
 def read_references(path: str, *, instances: str | None = None, split: str | None = None) -> list[Reference]:
@@ -108,16 +103,19 @@ def read_references(path: str, *, instances: str | None = None, split: str | Non
     Args:
       path: a `.json` or `.jsonl` file, or a folder in ReasonSeg's layout.
       instances: COCO file with the objects, for the layout "references".
-      split: keeps the references whose `split` is this one ("train", "val", "testA", ...); None keeps all.
+      split: keeps the references whose `split` is this one ("train", "val", "testA", ...), for the same
+        layout; None keeps all.
 
     Raises:
-      DataError: a missing file or field, a reference to an object that the second file lacks, or nothing
-        left of the split.
+      DataError: a missing file or field, a reference to an object that the second file lacks, nothing left of
+        the split, or `instances` or `split` for another layout.
     """
     if pathlib.Path(path).is_dir():
+        _refuse(path, instances=instances, split=split)
         return _read_reasonseg(pathlib.Path(path))
     content: Any = read_records(path) if path.endswith(".jsonl") else read_json(path)
     if isinstance(content, dict) and "images" in content:
+        _refuse(path, instances=instances, split=split)
         return _read_coco_layout(path, content)
     if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
         raise DataError(
@@ -136,6 +134,16 @@ def read_references(path: str, *, instances: str | None = None, split: str | Non
     if not content:
         raise DataError(f"no reference of the split {split!r}", file=path, remedy="check `split`")
     return _read_by_id(path, content, read_coco(instances))
+
+
+def _refuse(path: str, **options: str | None) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise DataError(
+                f"`{name}` is for lists of references, which this is not",
+                file=path,
+                remedy=f"leave `{name}` out, or give the references as RefCOCO has them",
+            )
 
 
 def _read_coco_layout(path: str, content: dict) -> list[Reference]:

@@ -20,7 +20,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data_pipelines import DATASETS, draw
+from data_pipelines.collate import CollateSpec
 from data_pipelines.example import Example
+from data_pipelines.mixture import open_source
 
 _WIDTH = 300  # of one panel, in pixels
 _GAP, _LINE = 8, 14
@@ -122,11 +124,13 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], type=_option, metavar="KEY=VALUE")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the PNG")
     args = parser.parse_args()
-    options = {"tile_size": args.tile_size, **dict(args.set)}
+    options = dict(args.set)
     if args.dataset == "synthetic":
         options["task"] = args.task or "chat"
         options.setdefault("level", "people" if args.task == "pose" else "full")
-    source = DATASETS[args.dataset](**options)
+    # Of what a row has, loaders take the size of a tile only.
+    spec = CollateSpec(length=0, tile_size=args.tile_size, tokens_per_tile=0)
+    source = open_source(args.dataset, options, spec=spec, seed=0)
     last = min(args.start + args.n, len(source))
     if not 0 <= args.start < last:
         parser.error(f"--start {args.start} --n {args.n}: the dataset has {len(source)} records")

@@ -63,6 +63,9 @@ class Stream:
                     last = error.at(record=index)
                     skipped += 1
                     self._report(last)
+                except Exception as error:
+                    error.add_note(f"record {index} of the dataset {self.name!r}")
+                    raise
                 else:
                     return dataclasses.replace(row, counters={**row.counters, "skipped": skipped})
         raise DataError(

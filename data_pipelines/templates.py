@@ -155,6 +155,11 @@ def clean_phrase(text: str) -> str:
     return " ".join(text.lower().translate(_PUNCTUATION).split())
 
 
+def clean_name(text: str) -> str:
+    """The name of a class or keypoint in the same form, with blanks for underscores."""
+    return clean_phrase(text.replace("_", " "))
+
+
 def as_sentence(text: str) -> str:
     """The form of all short answers: lower case, a capital in front, one full stop at the end."""
     text = text.strip().lower().rstrip(".")

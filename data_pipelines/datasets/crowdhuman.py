@@ -9,7 +9,6 @@
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -21,7 +20,7 @@ from data_pipelines.datasets.detection import Wordings, wordings
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.images import Mode
-from data_pipelines.records import need
+from data_pipelines.records import need, need_box, read_lines
 from data_pipelines.viewing import Viewing, annotate, make_viewing, read_picture, truth
 from vllm2_jax.tokens import QueryCounts
 
@@ -118,7 +117,7 @@ def load(
     """
     if box not in ("fbox", "vbox"):
         raise ValueError(f"unknown box {box!r}, there are fbox, vbox")
-    pictures = [_people(record, box, annotations, line) for line, record in _lines(annotations)]
+    pictures = [_people(record, box, annotations, line) for line, record in read_lines(annotations)]
     if not test:
         pictures = [people for people in pictures if not people.ignored.all()]
     viewing = make_viewing(
@@ -133,47 +132,15 @@ def load(
     return CrowdSource(annotations, pictures, pathlib.Path(image_root), viewing, wordings(templates, counts))
 
 
-def _lines(file: str) -> list[tuple[str, dict]]:
-    try:
-        texts = pathlib.Path(file).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise DataError("no such file", file=file, remedy="check the path in the config") from error
-    found = []
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"not JSON ({error})", file=file, record=f"line {number}", remedy="repair the line"
-            ) from error
-        if not isinstance(record, dict):
-            raise DataError("no object", file=file, record=f"line {number}", remedy="repair the line")
-        found.append((f"line {number}", record))
-    return found
-
-
-def _people(record: dict, form: str, file: str, line: str) -> People:
+def _people(record: Any, form: str, file: str, line: str) -> People:
+    if not isinstance(record, dict):
+        raise DataError("no object", file=file, record=line, remedy="repair the line")
     boxes, ignored = [], []
     for entry in need(record, "gtboxes", list, file=file, index=line):
-        x, y, width, height = _box(entry, form, file, line)
+        x, y, width, height = need_box(entry, form, file=file, index=line)
         boxes.append((x, y, x + width, y + height))
         marked = entry.get("tag") != _CLASS or bool(entry.get("extra", {}).get("ignore", 0))
         # Evaluation ignores what has no extent; training could not learn it.
         ignored.append(marked or width < 1 or height < 1)
     name = need(record, "ID", str, file=file, index=line)
     return People(name, np.array(boxes, np.float64).reshape(-1, 4), np.array(ignored, bool))
-
-
-def _box(entry: dict, form: str, file: str, line: str) -> list[float]:
-    box = need(entry, form, list, file=file, index=line)
-    if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-        raise DataError(
-            f"{box} is not x, y, width, height",
-            file=file,
-            record=line,
-            field=form,
-            remedy="repair the box",
-        )
-    return box

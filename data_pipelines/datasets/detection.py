@@ -26,7 +26,7 @@ from data_pipelines.example import Example
 from data_pipelines.images import Mode
 from data_pipelines.masks import box_mask, segmentation_mask
 from data_pipelines.records import need
-from data_pipelines.templates import clean_phrase, load_templates, pick
+from data_pipelines.templates import clean_name, load_templates, pick
 from data_pipelines.viewing import Viewing, annotate, make_viewing, read_picture, truth
 from vllm2_jax.tokens import QueryCounts
 
@@ -337,7 +337,7 @@ def _class_names(coco: CocoFile, clean: bool) -> tuple[list[str], dict[int, int]
     places: dict[str, int] = {}
     class_of = {}
     for category, given in coco.categories.items():
-        name = clean_phrase(given.replace("_", " ")) if clean else given.strip().lower()
+        name = clean_name(given) if clean else given.strip().lower()
         if not name:
             raise DataError(
                 f"{given!r} is no name",

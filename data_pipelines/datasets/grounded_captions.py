@@ -18,7 +18,7 @@ from data_pipelines.augment import LONGEST, fit
 from data_pipelines.conversation import IMAGE_MARK, Turn, link
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
-from data_pipelines.images import Mode
+from data_pipelines.images import Mode, check_size
 from data_pipelines.records import need, read_records
 from data_pipelines.templates import load_templates, pick
 from data_pipelines.viewing import Viewing, annotate, make_viewing, read_picture, truth
@@ -72,13 +72,7 @@ class GroundedCaptionSource:
         name = need(record, "file_name", str, **place)
         size = need(record, "height", int, **place), need(record, "width", int, **place)
         image = read_picture(self.image_root / name, record=place["index"], field="file_name")
-        if image.shape[:2] != size:
-            raise DataError(
-                f"the picture is {image.shape[:2]} (height, width), its boxes are for {size}",
-                file=self.file,
-                record=place["index"],
-                remedy="use the original picture, or drop the record if the picture is rotated by EXIF",
-            )
+        check_size(image, size, file=self.file, record=place["index"])
         corners = self._corners(need(record, "boxes", list, **place), size, place["index"])
         grounded = self._grounded(
             need(record, "conversation", list, **place), len(corners), rng, place["index"]

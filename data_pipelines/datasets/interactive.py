@@ -19,7 +19,7 @@ from data_pipelines.conversation import IMAGE_MARK, link, region_text
 from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
-from data_pipelines.images import Mode
+from data_pipelines.images import Mode, check_size
 from data_pipelines.masks import resize_masks, segmentation_mask
 from data_pipelines.records import need, read_records
 from data_pipelines.templates import load_templates, pick
@@ -169,13 +169,7 @@ class GivenSource:
         name = need(info, "file_name", str, **place)
         height, width = (need(info, field, int, **place) for field in ("height", "width"))
         image = read_picture(self.image_root / name, record=place["index"], field="file_name")
-        if image.shape[:2] != (height, width):
-            raise DataError(
-                f"the picture is {image.shape[:2]} (height, width), its marks are for {(height, width)}",
-                file=self.file,
-                record=place["index"],
-                remedy="use the original picture",
-            )
+        check_size(image, (height, width), file=self.file, record=place["index"])
         prompts, masks, outlines = [], [], []
         for number, annotation in enumerate(need(entry, "anns", list, **place)):
             at = (height, width, self.file, f"{place['index']}, annotation {number}")

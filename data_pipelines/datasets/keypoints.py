@@ -140,6 +140,14 @@ class KeypointSource:
                     field="keypoints",
                     remedy="set the option `keypoints` to the set with this many points, or drop the record",
                 )
+            if not all(isinstance(value, int | float) for value in given):
+                raise DataError(
+                    "not all are numbers",
+                    file=self.coco.file,
+                    record=f"annotation {annotation.get('id', '?')}",
+                    field="keypoints",
+                    remedy="give x, y, visibility of each keypoint (zeros where it is unknown)",
+                )
             points[:] = np.reshape(given, (count, 3))
             points[:, 2] = points[:, 2].clip(0, 2)
             points[~np.isfinite(points).all(1)] = 0
@@ -160,7 +168,8 @@ class KeypointSource:
 
 def labelled(annotation: dict) -> bool:
     """Whether an object has a keypoint with a label, whatever its `num_keypoints` says."""
-    return any(v > 0 for v in annotation.get("keypoints", ())[2::3])
+    visibility = annotation.get("keypoints", ())[2::3]
+    return any(isinstance(v, int | float) and v > 0 for v in visibility)
 
 
 def load(

@@ -24,7 +24,7 @@ from data_pipelines.datasets.llava import read_turns
 from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
-from data_pipelines.images import Mode, Tiling, load_image
+from data_pipelines.images import Mode, Tiling, check_size, load_image
 from data_pipelines.records import need, read_records
 from data_pipelines.templates import load_templates, pick
 
@@ -53,38 +53,39 @@ class OspreySource:
         """Record `index`.
 
         Raises:
-          DataError: a missing field or picture, a mask that is empty in the tile, or a text that does not
-            speak of the regions it has.
+          DataError: a missing field or picture, one of another size than the record says, a mask that is
+            empty in the tile, or a text that does not speak of the regions it has.
         """
-        record = self.records[index]
+        record, place = self.records[index], {"file": self.file, "index": index}
         rng = None if self.test else generator(self.seed, index)
-        regions = self._regions(record, index)
+        size = need(record, "height", int, **place), need(record, "width", int, **place)
+        regions = self._regions(record, index, size)
         if self.kind == "detailed":
             turns = self._descriptions(record, index, len(regions), rng)
         elif self.kind == "negative":
             turns = self._rounds(record, index, len(regions))
         else:
             turns = self._listed(record, index, len(regions), rng)
-        name = need(record, "file_name", str, file=self.file, index=index)
+        name = need(record, "file_name", str, **place)
         if self.kind != "negative":
             # These name COCO 2014 pictures, "COCO_train2014_000000000009.jpg"; 2017 keeps the number.
             name = name.rpartition("_")[2]
         turns = [(turns[0][0], f"{IMAGE_MARK}\n{turns[0][1]}"), *turns[1:]]
+        image = load_image(self.image_root / name)
+        check_size(image, size, file=self.file, record=index)
         return Example(
             source="osprey",
             file=self.file,
             record=str(record.get("id", index)),
             turns=turns,
-            images=[self.tiling(load_image(self.image_root / name))],
+            images=[self.tiling(image)],
             regions=regions,
             region_images=np.zeros(len(regions), np.int32),
             meta={"answers": [text for role, text in turns if role == "gpt"]},
         )
 
-    def _regions(self, record: dict, index: int) -> UInt8[np.ndarray, "n S S"]:
-        place = {"file": self.file, "index": index}
-        height, width = (need(record, field, int, **place) for field in ("height", "width"))
-        entries = need(record, "annotation", list, **place)
+    def _regions(self, record: dict, index: int, size: tuple[int, int]) -> UInt8[np.ndarray, "n S S"]:
+        entries = need(record, "annotation", list, file=self.file, index=index)
         if not entries:
             raise DataError(
                 "no regions", file=self.file, record=index, field="annotation", remedy="drop the record"
@@ -93,9 +94,7 @@ class OspreySource:
         for number, entry in enumerate(entries, 1):
             where = f"{index}, region {number}"
             segmentation = need(entry, "segmentation", (list, dict), file=self.file, index=where)
-            masks.append(
-                mask_in_tile(segmentation, height, width, self.tiling.size, file=self.file, index=where)
-            )
+            masks.append(mask_in_tile(segmentation, *size, self.tiling.size, file=self.file, index=where))
         return np.stack(masks)
 
     def _listed(self, record: dict, index: int, n: int, rng) -> list[Turn]:

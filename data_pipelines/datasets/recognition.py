@@ -12,9 +12,8 @@ from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.images import Mode, Tiling, load_image
-from data_pipelines.templates import as_sentence, load_templates, pick
+from data_pipelines.templates import as_sentence, clean_name, load_templates, pick
 
-_DROPPED = str.maketrans(dict.fromkeys(".,'!?\"()*#:;", "") | dict.fromkeys("-/_", " "))
 _SMALLEST = 2  # pixels in the tile that a box has to exceed (official REGION pipeline)
 
 
@@ -77,11 +76,7 @@ class RecognitionSource:
             images=[self.tiling(image)],
             regions=np.stack(regions),
             region_images=np.zeros(len(regions), np.int32),
-            meta={
-                "answers": [self._name(a) for a in objects],
-                "image_id": image_id,
-                "annotation_ids": [a.get("id") for a in objects],
-            },
+            meta={"answers": [self._name(a) for a in objects], "image_id": image_id},
         )
 
     def _is_large(self, annotation: dict) -> bool:
@@ -100,7 +95,7 @@ class RecognitionSource:
                 remedy="add the category or drop the annotation",
             )
         name = self.coco.categories[category]
-        return " ".join(name.translate(_DROPPED).split()) if self.clean_names else name
+        return clean_name(name) if self.clean_names else name
 
 
 def load(
@@ -129,7 +124,7 @@ def load(
       form: how regions are marked: "box" (V3Det has no masks), "mask" or "mixed".
       max_regions: objects of one conversation.
       note: appended to each question, to tell the label space apart ("one of the 80 COCO classes").
-      clean_names: drop punctuation from the names and turn - / _ into blanks (LVIS).
+      clean_names: see `templates.clean_name` (LVIS).
       templates: JSON file with questions of one's own (key "recognition").
       seed: of objects, questions and forms, together with the index.
       test: the objects in the file's order, the first question; "mixed" gives boxes.

@@ -123,7 +123,7 @@ def load(
       image_root: folder of the pictures.
       tile_size: side of a tile in pixels.
       instances: COCO file of the objects, for RefCOCO's own references.
-      split: keeps the references of this split.
+      split: keeps the references of this split, in RefCOCO's own references.
       image_mode, max_tiles: see `data_pipelines.images.Tiling`.
       decoder_size: longest side of the decoder's picture in pixels.
       counts: queries of a link; must be those of the model.
@@ -133,7 +133,7 @@ def load(
         draws one expression of each object.)
 
     Raises:
-      DataError: a missing or malformed file.
+      DataError: a missing or malformed file, or `instances` or `split` for one of another layout.
     """
     references = read_references(annotations, instances=instances, split=split)
     entries: list[tuple[int, int | None]] = [(number, None) for number in range(len(references))]

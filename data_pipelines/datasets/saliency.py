@@ -76,6 +76,7 @@ def load(
     image_root: str,
     mask_root: str,
     tile_size: int,
+    files: str = "*",
     names: Sequence[str] = ("salient object", "foreground object"),
     image_mode: Mode = "anyres",
     max_tiles: int = 4,
@@ -91,6 +92,7 @@ def load(
       image_root: folder of the pictures.
       mask_root: folder of the masks, PNGs with the names of their pictures.
       tile_size: side of a tile in pixels.
+      files: pattern of the pictures' file names, where a folder has others too ("COD10K-CAM-*").
       names: what the object is called ("camouflaged object" for objects that hide).
       image_mode, max_tiles: see `data_pipelines.images.Tiling`.
       decoder_size: longest side of the decoder's picture in pixels.
@@ -100,7 +102,7 @@ def load(
       test: the whole picture, the first name and wording.
 
     Raises:
-      DataError: a missing folder, or one without masks.
+      DataError: a missing folder, or one without pictures.
     """
     viewing = make_viewing(
         tile_size=tile_size,
@@ -112,7 +114,7 @@ def load(
         test=test,
     )
     return SaliencySource(
-        pair_files(image_root, mask_root),
+        pair_files(image_root, mask_root, files),
         tuple(names),
         viewing,
         load_templates("saliency", templates),

@@ -138,8 +138,16 @@ def load(
       test: the whole picture, all classes in order, the first wording.
 
     Raises:
-      DataError: a missing folder or file, no maps, or a list without names.
+      DataError: a missing folder or file, no maps, a list without names, or one of more classes than a map
+        has numbers for.
     """
+    classes = read_names(names)
+    if first + len(classes) > UNLABELLED:
+        raise DataError(
+            f"{len(classes)} classes from number {first} on, where maps have numbers up to {UNLABELLED - 1}",
+            file=names,
+            remedy="leave classes out; 255 means that there is none",
+        )
     viewing = make_viewing(
         tile_size=tile_size,
         image_mode=image_mode,
@@ -151,7 +159,7 @@ def load(
     )
     return SemanticSource(
         pair_files(image_root, mask_root),
-        read_names(names),
+        classes,
         first,
         most_classes,
         viewing,

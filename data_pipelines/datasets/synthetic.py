@@ -58,7 +58,7 @@ class SyntheticSource:
         """
         scene, view, built = self.draw(index)
         meta = {"answers": [text for who, text in built.turns if who == "gpt"], **built.meta}
-        shown = meta.pop("scene", scene)  # an edit may start from another scene than the one drawn
+        shown, *_ = meta.pop("scenes", (scene,))  # an edit may start from another scene than the one drawn
         view = view if shown is scene else render(shown, self.tiling.size)
         turns = built.turns
         if built.picture:
@@ -88,7 +88,7 @@ class SyntheticSource:
                 continue
             view = render(scene, self.tiling.size)
             built = TASKS[self.task](scene, view, rng, self.settings)
-            if built is not None:
+            if built is not None and not self._shows_what_is_held_out(built):
                 return scene, view, built
         raise DataError(
             f"no scene of level {self.level!r} suits the task {self.task!r}",
@@ -97,6 +97,11 @@ class SyntheticSource:
             field="level",
             remedy=f"choose another of the levels {', '.join(LEVELS)} or other questions",
         )
+
+    def _shows_what_is_held_out(self, built: Built) -> bool:
+        """Whether an edit of training leads to a thing that training never shows."""
+        things = (thing for scene in built.meta.get("scenes", ()) for thing in scene.things)
+        return self.novel and self.split == "train" and any(map(is_novel, things))
 
 
 def load(
@@ -122,7 +127,8 @@ def load(
     Args:
       task: a key of `TASKS`.
       tile_size: side of a tile of the vision tower in pixels, and the shorter side of a rendered scene.
-      image_mode, max_tiles: see `data_pipelines.images.Tiling`; by default one tile, stretched.
+      image_mode, max_tiles: see `data_pipelines.images.Tiling`; by default one tile, stretched. For "region"
+        every mode but "anyres" stretches, so that the regions fit.
       level: a key of `scene.LEVELS`; "pose" needs one with people.
       length: records of an epoch.
       seed: of everything.
@@ -156,4 +162,5 @@ def load(
             )
     settings = Settings(tuple(questions), turns, decoder_size, counts, form, names)
     tiling = Tiling(image_mode, tile_size, max_tiles)
+    tiling = tiling.for_regions if task == "region" else tiling
     return SyntheticSource(task, level, length, tiling, seed, split, settings, novel)

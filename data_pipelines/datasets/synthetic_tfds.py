@@ -87,7 +87,8 @@ def build(
       train, heldout: records of the two splits.
 
     Raises:
-      DataError: TensorFlow is missing, or the task has no TFDS form.
+      DataError: TensorFlow is missing, the task has no TFDS form, or the dataset is there already: TFDS would
+        keep it, whatever its pictures and records are.
     """
     if task not in TASKS:
         raise DataError(
@@ -101,6 +102,12 @@ def build(
     records = dict(zip(SPLITS, (train, heldout), strict=True))
     config = SyntheticConfig(task, level, size, {name: n for name, n in records.items() if n})
     builder = Vllm2Synthetic(data_dir=out, config=config, file_format="array_record")
+    if builder.data_path.exists():
+        raise DataError(
+            f"there is a dataset {config.name} already",
+            file=builder.data_dir,
+            remedy="remove it or choose another folder",
+        )
     builder.download_and_prepare()
     return str(builder.data_dir)
 

@@ -10,10 +10,12 @@ records have `<regions>` in the question for the list of all regions instead, an
 import dataclasses
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
-from data_pipelines.conversation import IMAGE_MARK, region_text
+from data_pipelines.conversation import IMAGE_MARK, Turn, region_text
 from data_pipelines.datasets.llava import read_turns
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
@@ -41,8 +43,8 @@ class VcrSource:
         """Question `index`.
 
         Raises:
-          DataError: a missing field or picture, an object number without a box, or questions that do not
-            name every region exactly once.
+          DataError: a missing field or picture, a malformed box, an object number without a box, or questions
+            that do not name every region exactly once.
         """
         record, place = self.records[index], {"file": self.file, "index": index}
         boxes = need(record, "boxes", list, **place)
@@ -55,28 +57,31 @@ class VcrSource:
                 field="boxes",
                 remedy="give one box for each object, or drop the record",
             )
-        names = ", ".join(region_text(number) for number in range(1, len(boxes) + 1))
-        turns = []
+        every = range(1, len(boxes) + 1)
+        turns: list[Turn] = []
+        asked: list[int] = []  # objects that questions name, as they come
         for role, text in read_turns(record, file=self.file, index=index):
             text = text.replace(IMAGE_MARK, "").strip()
             if role == "human" and _ALL in text:
-                text = text.replace(_ALL, names)
+                text = text.replace(_ALL, ", ".join(map(region_text, every)))
+                asked += every
             elif role == "human":
-                text = self._replace(text, objects, index, question=True)
+                text, numbers = self._replace(text, objects, index, question=True)
+                asked += numbers
             else:
-                text = self._replace(text, objects, index, question=False).lower()
+                text = self._replace(text, objects, index, question=False)[0].lower()
                 text = text[:1].upper() + text[1:]
             turns.append((role, text))
-        named = sum(text.count("<region>") for role, text in turns if role == "human")
-        if named != len(boxes):
+        if sorted(asked) != list(every):
             raise DataError(
-                f"the questions name {named} regions, the record has {len(boxes)} boxes",
+                f"the questions name objects {asked}, the record has {len(boxes)} boxes",
                 file=self.file,
                 record=index,
                 field="conversations",
                 remedy="name each object once, or drop the record",
             )
-        size = self.tiling.size
+        # A region's column takes the next of the regions, whatever number is written in front of it.
+        regions = [self._region(boxes[number - 1], index) for number in asked]
         name = need(record, "image", str, **place)
         return Example(
             source="vcr",
@@ -84,15 +89,30 @@ class VcrSource:
             record=str(record.get("id", index)),
             turns=[(turns[0][0], f"{IMAGE_MARK}\n{turns[0][1]}"), *turns[1:]],
             images=[self.tiling(load_image(self.image_root / name))],
-            regions=np.stack([box_mask([v * size for v in box], size, size) for box in boxes]),
-            region_images=np.zeros(len(boxes), np.int32),
+            regions=np.stack(regions),
+            region_images=np.zeros(len(regions), np.int32),
             meta={
                 "answers": [text for role, text in turns if role == "gpt"],
                 **{key: record[key] for key in ("correct_option", "category") if key in record},
             },
         )
 
-    def _replace(self, text: str, objects: list[str], index: int, *, question: bool) -> str:
+    def _region(self, box: Any, index: int) -> UInt8[np.ndarray, "S S"]:
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+            raise DataError(
+                f"{box!r:.60} is not left, top, right, bottom",
+                file=self.file,
+                record=index,
+                field="boxes",
+                remedy="give four numbers, shares of the picture's sides",
+            )
+        size = self.tiling.size
+        return box_mask([v * size for v in box], size, size)
+
+    def _replace(self, text: str, objects: list[str], index: int, *, question: bool) -> tuple[str, list[int]]:
+        """The text with its numbers replaced, and the numbers."""
+        numbers = []
+
         def name(match: re.Match) -> str:
             number = int(match.group())
             if not 1 <= number <= len(objects):
@@ -103,9 +123,10 @@ class VcrSource:
                     field="conversations",
                     remedy="number the objects from 1, or drop the record",
                 )
+            numbers.append(number)
             return region_text(number) if question else f"{objects[number - 1]} at region{number}"
 
-        return _NUMBER.sub(name, text)
+        return _NUMBER.sub(name, text), numbers
 
 
 def load(

@@ -53,7 +53,7 @@ def edit(scene: Scene, view: Rendering, rng: np.random.Generator, settings: Sett
     before, target = (render(s, settings.decoder_size).image for s in (scene, after))
     turns = _turns("edit", "edit", instruction, rng, settings)
     targets = {"input": before, "image": target, "caption": instruction}
-    return Built(turns, targets={"instruct_pix2pix": targets}, meta={"scene": scene})
+    return Built(turns, targets={"instruct_pix2pix": targets}, meta={"scenes": (scene, after)})
 
 
 def _turns(

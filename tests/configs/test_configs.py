@@ -133,6 +133,16 @@ def test_mixture_fits_its_loaders(name):
             inspect.signature(load).bind(tile_size=1, **given)
 
 
+def test_mixtures_agree_on_where_pictures_are():
+    roots = {}
+    for mixture in MIXTURES.values():
+        for task in mixture.values():
+            for options in task["datasets"].values():
+                roots.setdefault(options.get("annotations"), set()).add(options.get("image_root"))
+    del roots[None]  # scenes have no file
+    assert {file for file, found in roots.items() if len(found) > 1} == set()
+
+
 @pytest.mark.parametrize("name", HELDOUT)
 def test_held_out_sets_fit_their_loaders(name):
     for entry in HELDOUT[name].values():

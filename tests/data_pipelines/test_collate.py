@@ -162,6 +162,8 @@ def test_truncation_keeps_to_the_length(tokenizer):
     spec = dataclasses.replace(SPEC, truncate=True)
     made = row(example(answer="star " * 200), tokenizer, spec)
     assert made.segments.all() and (made.labels != IGNORE).any()
+    with pytest.raises(CapacityError, match=r"test.json, record 7.*a cut would lose a picture.*Remedy"):
+        row(example(question="star " * 200), tokenizer, spec)
 
 
 def test_too_many_links_and_targets(tokenizer, decoder):

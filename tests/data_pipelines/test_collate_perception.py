@@ -112,6 +112,13 @@ def test_small_masks_do_not_vanish():
     assert not shrink(np.zeros((64, 64), bool), 16, 16).any()
 
 
+@pytest.mark.parametrize("height, width", [(40, 50), (33, 33), (7, 61)])
+def test_cells_of_masks_lie_where_the_picture_lies(height, width):
+    mask = np.random.default_rng(width).random((height, width)) < 0.5
+    cells = np.pad(mask, [(0, -height % 4), (0, -width % 4)]).reshape(-(-height // 4), 4, -1, 4).mean((1, 3))
+    np.testing.assert_array_equal(shrink(mask, height / 4, width / 4), cells >= 0.5)
+
+
 def test_tall_pictures():
     square, size = into_square(np.full((100, 10, 3), 7, np.uint8), 64)
     assert size == (64, 6) and (square[:, :6] == 7).all() and not square[:, 6:].any()

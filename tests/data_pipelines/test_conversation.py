@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.conversation import LinkAt, link, prompt, region_text, stop_id, tokenize
-from data_pipelines.errors import DataError
+from data_pipelines.errors import CapacityError, DataError
 from data_pipelines.tokenizer import load_tokenizer
 from tests.parity import text as golden
 from vllm2_jax.batch import IGNORE, IMAGE, LINK, REGION, TEXT
@@ -113,7 +113,7 @@ def test_no_cut_inside_a_link(tokenizer, spare):
     whole = tokenize(turns, tokenizer)
     start = whole.links[0].start
     # From just before the routing token to just behind the last query.
-    tokens = tokenize(turns, tokenizer, max_length=start - 1 + spare, truncate=True)
+    tokens = tokenize(turns, tokenizer, max_length=start - 1 + spare)
     if spare < 5:
         assert len(tokens.ids) == start - 1 and tokens.links == [] and (tokens.source == TEXT).all()
     else:
@@ -124,9 +124,7 @@ def test_limit_counts_the_picture(tokenizer):
     turns = [("human", "<image>\nwhat"), ("gpt", "two dogs")]
     length = len(tokenize(turns, tokenizer, image_tokens=[30]).ids)
     assert len(tokenize(turns, tokenizer, image_tokens=[30], max_length=length).ids) == length
-    with pytest.raises(DataError, match=f"{length} columns do not fit into {length - 1}"):
-        tokenize(turns, tokenizer, image_tokens=[30], max_length=length - 1)
-    cut = tokenize(turns, tokenizer, image_tokens=[30], max_length=length - 1, truncate=True)
+    cut = tokenize(turns, tokenizer, image_tokens=[30], max_length=length - 1)
     assert len(cut.ids) == length - 1 and cut.ids[-1] != tokenizer.ids.eos
 
 
@@ -135,8 +133,8 @@ def test_no_cut_that_loses_a_picture_a_region_or_the_answer(tokenizer, question)
     pictures = [30] if "<image>" in question else []
     regions = question.count("<region>")
     turns = [("human", question), ("gpt", "two dogs")]
-    with pytest.raises(DataError, match="a cut would lose"):
-        tokenize(turns, tokenizer, image_tokens=pictures, regions=regions, max_length=66, truncate=True)
+    with pytest.raises(CapacityError, match="columns do not fit into 66, and a cut would lose"):
+        tokenize(turns, tokenizer, image_tokens=pictures, regions=regions, max_length=66)
 
 
 @pytest.mark.parametrize(

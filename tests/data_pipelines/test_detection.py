@@ -216,6 +216,11 @@ def test_duplicate_names_are_one_class(folder):
     assert objects_of(example, "grounding_dino").labels.tolist() == ["dog"]
 
 
+def test_areas_may_be_unknown(folder):
+    examples = [source(folder, HORSE | {"area": area}, test=True)[0] for area in (9, None)]
+    assert ["area" in example.meta["truth"] for example in examples] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -290,6 +295,12 @@ def test_crowdhuman_bad_files(folder):
     (folder / "people.odgt").write_text('{"ID": "a", "gtboxes": []}\n{"ID"\n')
     options = {"annotations": str(folder / "people.odgt"), "image_root": str(folder), "tile_size": 20}
     with pytest.raises(DataError, match=r"people\.odgt, record line 2: not JSON"):
+        DATASETS["crowdhuman"](**options)
+    (folder / "people.odgt").write_text("[]\n")
+    with pytest.raises(DataError, match=r"people\.odgt, record line 1: no object"):
+        DATASETS["crowdhuman"](**options)
+    (folder / "people.odgt").write_bytes(b'{"ID": "caf\xe9", "gtboxes": []}\n')
+    with pytest.raises(DataError, match=r"people\.odgt: not UTF-8"):
         DATASETS["crowdhuman"](**options)
     (folder / "people.odgt").write_text('{"ID": "b", "gtboxes": []}\n')
     with pytest.raises(DataError, match=r"b\.jpg, record ID b, field 'ID': no such picture"):

@@ -177,11 +177,13 @@ def test_objects_without_keypoints(opened):
     crowd = person(id=9, iscrowd=1, keypoints=[0] * 51)
     bare = person(id=10)
     del bare["keypoints"]
-    example = opened(content(person(), hidden, crowd, bare), test=True)[0]
+    null = person(id=11, keypoints=None, area=None)
+    example = opened(content(person(), hidden, crowd, bare, null), test=True)[0]
     assert len(targets_of(example)["boxes"]) == 1
     truth = objects_of(example, "unipose")
-    assert len(truth.boxes) == 4 and truth.crowds.tolist() == [False, False, False, True]
-    assert (truth.keypoints[..., 2] > 0).sum(1).tolist() == [17, 0, 0, 0]
+    assert len(truth.boxes) == 5 and truth.crowds.tolist() == [False, False, False, False, True]
+    assert (truth.keypoints[..., 2] > 0).sum(1).tolist() == [17, 0, 0, 0, 0]
+    assert example.meta["truth"]["area"] is None
     # Pictures without any labelled keypoint are tested on, not trained on.
     file = content(person(), hidden | {"image_id": 2}, images=3)
     assert len(opened(file)) == 1 and len(opened(file, test=True)) == 3
@@ -294,6 +296,10 @@ def test_malformed_files(opened):
     turned["images"][0]["width"] = 99
     with pytest.raises(DataError, match=r"record image 1: the picture is \(120, 160\)"):
         opened(turned)[0]
+    for broken in (None, "2"):
+        text = person(id=8, keypoints=[broken] * 51)
+        with pytest.raises(DataError, match="annotation 8, field 'keypoints': not all are numbers"):
+            opened(content(person(), text), test=True)[0]
     nan = person()
     nan["keypoints"][0] = float("nan")
     assert targets_of(opened(content(nan), test=True)[0])["visibility"][0, :2].tolist() == [0, 2]

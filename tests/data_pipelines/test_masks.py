@@ -73,6 +73,12 @@ def test_packed_run_lengths():
         ([[0, 0, 1, 1]], "a polygon has 4 numbers"),
         ([0, 0, 1, 1, 2, 2], "neither polygons nor run lengths"),
         ({"counts": [6]}, "neither polygons nor run lengths"),
+        ([[0, 0, 1, None, 1, 1]], r"\[0, 0, 1, None, 1, 1\] is not a list of finite numbers"),
+        ([[0, 0, 1, "1", 1, 1]], "is not a list of finite numbers"),
+        ([[0, 0, 1, float("nan"), 1, 1]], "is not a list of finite numbers"),
+        ({"size": [3, 2], "counts": [None, 6]}, "is not a list of finite numbers"),
+        ({"size": [3, 2], "counts": None}, "None is not a list of finite numbers"),
+        ({"size": None, "counts": [6]}, "run lengths are for None"),
     ],
 )
 def test_bad_segmentations(segmentation, message):

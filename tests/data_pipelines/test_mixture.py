@@ -4,6 +4,7 @@
 import itertools
 import json
 import logging
+import re
 from collections import Counter
 
 import jax
@@ -15,7 +16,7 @@ from data_pipelines.collate import CollateSpec
 from data_pipelines.draws import generator
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
-from data_pipelines.mixture import blank_batch, make_dataset, open_source, task_shapes
+from data_pipelines.mixture import make_dataset, open_source, task_shapes
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
 from vllm2_jax.batch import IGNORE
@@ -247,10 +248,26 @@ def test_a_dataset_without_a_good_record_ends_the_run(tokenizer):
         next(iterator)
 
 
+def test_a_question_that_nobody_answers_is_left_out(tokenizer, monkeypatch):
+    said = [("human", "red?"), ("gpt", "star"), ("human", "circle?")]
+
+    def answered(turns):
+        record = lambda self, index: Example("a", "a.json", str(index), turns)  # noqa: E731
+        monkeypatch.setattr(Numbers, "__getitem__", record)
+        return next(iter(dataset({"t": task(a={})}, tokenizer, prefetch=0)))["batch"]["t"]
+
+    left_out, never_there = answered(said), answered(said[:2])
+    assert equal(left_out, never_there) and (left_out.labels != IGNORE).any()
+    with pytest.raises(DataError, match="there is no answer to learn from"):
+        answered(said[:1])
+
+
 def test_other_errors_are_not_swallowed(tokenizer, monkeypatch):
     monkeypatch.setattr(Numbers, "__getitem__", lambda self, index: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as found:
         next(iter(dataset({"t": task(a={})}, tokenizer)))
+    notes = [note for note in found.value.__notes__ if re.fullmatch(r"record \d+ of the dataset 't/a'", note)]
+    assert len(notes) == 1
 
 
 def test_packing(tokenizer):
@@ -301,16 +318,6 @@ def test_worker_processes(tokenizer):
     resumed.close()
 
 
-def test_blank_batches_have_the_shapes_of_real_ones(tokenizer):
-    spec = CollateSpec(length=128, tile_size=28, tokens_per_tile=4)
-    element = next(iter(make_dataset(SYNTHETIC, tokenizer=tokenizer, spec=spec, groups=3, seed=0)))
-    blank = blank_batch(SYNTHETIC, tokenizer=tokenizer, spec=spec, groups=3)
-    assert jax.tree.structure(element["batch"]) == jax.tree.structure(blank)
-    shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(batch)] for batch in (element["batch"], blank)]
-    assert shapes[0] == shapes[1]
-    assert element["batch"]["region"].inputs.masks.shape == (3, 2, 28, 28)
-
-
 @pytest.mark.parametrize(
     ("mixture", "message"),
     [
@@ -339,6 +346,24 @@ def test_blank_batches_have_the_shapes_of_real_ones(tokenizer):
 def test_impossible_mixtures(mixture, message):
     with pytest.raises(ValueError, match=message):
         task_shapes(mixture)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "link", "first", "second", "wrong"),
+    [
+        ("grounding_dino", "det", {"size": 1344}, {"size": 672, "stride": 2}, "stride 4 and 2"),
+        ("stable_diffusion", "gen", {"size": 512}, {"size": 256}, "size 512 and 256"),
+        ("instruct_pix2pix", "edit", {"caption": 77}, {"caption": 20}, "caption 77 and 20"),
+    ],
+)
+def test_capacities_that_tasks_of_a_decoder_share(decoder, link, first, second, wrong):
+    def shapes(**capacities):
+        common = {"rows": 1, "decoder": decoder, "links": {link: 1}, "datasets": {"a": {}}}
+        return task_shapes({task: {**common, "capacities": own} for task, own in capacities.items()})
+
+    assert shapes(t=first, u={**first, "objects": 7})
+    with pytest.raises(ValueError, match=f"tasks 't' and 'u' .* with {wrong}: give both the same"):
+        shapes(t=first, u=second)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,14 @@ import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.records import need, read_records
-from data_pipelines.templates import TEMPLATES, as_sentence, load_templates, pick
+from data_pipelines.templates import (
+    TEMPLATES,
+    as_sentence,
+    clean_name,
+    clean_phrase,
+    load_templates,
+    pick,
+)
 
 
 def test_json_and_json_lines(tmp_path):
@@ -23,7 +30,7 @@ def test_json_and_json_lines(tmp_path):
     ("name", "content", "message"),
     [
         ("x.json", "[{]", "x.json: not JSON"),
-        ("x.jsonl", '{"a": 1}\n{"a"', "x.jsonl: line 2 is not JSON"),
+        ("x.jsonl", '{"a": 1}\n{"a"', "x.jsonl, record line 2: not JSON"),
         ("x.json", '{"a": 1}', "not a list of objects"),
         ("x.json", "[1]", "not a list of objects"),
     ],
@@ -31,6 +38,13 @@ def test_json_and_json_lines(tmp_path):
 def test_bad_files(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
+        read_records(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "message"), [("x.json", "not JSON"), ("x.jsonl", "not UTF-8")])
+def test_files_in_another_encoding(tmp_path, name, message):
+    (tmp_path / name).write_bytes(b'{"a": "caf\xe9"}\n')
+    with pytest.raises(DataError, match=f"{name}: {message} .*Remedy"):
         read_records(tmp_path / name)
 
 
@@ -65,6 +79,11 @@ def test_templates_of_a_user(tmp_path):
 
 def test_pick_is_the_first_in_tests():
     assert pick(("a", "b"), None) == "a"
+
+
+def test_phrases_and_names():
+    assert clean_phrase(" The man's T-shirt, (red)!") == "the mans t shirt red"
+    assert (clean_phrase("Bow_(weapon)"), clean_name("Bow_(weapon)")) == ("bow_weapon", "bow weapon")
 
 
 def test_sentence():

@@ -181,7 +181,7 @@ def test_bad_references(folder, record, message):
     ("change", "message"),
     [
         ({"file_name": "b.png"}, "b.png, record image 3, field 'file_name': no such picture.*Remedy"),
-        ({"height": 41}, r"record image 3: the picture a.png is \(40, 80\).*drawn on \(41, 80\).*Remedy"),
+        ({"height": 41}, r"record image 3: the picture is \(40, 80\).* are for \(41, 80\).*Remedy"),
         ({"expressions": ["?!"]}, r"record image 3, field 'expressions': '\?!' has no words"),
     ],
 )
@@ -224,6 +224,14 @@ def test_bad_reasonseg(folder, change, message):
 def test_empty_reasonseg_folder(folder):
     with pytest.raises(DataError, match="no JSON in this folder"):
         load(**{**reasonseg(folder), "annotations": str(folder.parent)})
+
+
+def test_options_of_another_layout_are_refused(folder):
+    options = reasonseg(folder)
+    with pytest.raises(DataError, match=r"`split` is for lists of references, which this is not. Remedy"):
+        load(**options, split="val")
+    with pytest.raises(DataError, match=r"records.json: `instances` is for lists of references"):
+        load(**objects.write(folder, one()), instances="instances.json")
 
 
 def test_run_lengths_are_the_inverse_of_drawing():

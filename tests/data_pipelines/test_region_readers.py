@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.mixtures import MIXTURES
 from data_pipelines import DATASETS
+from data_pipelines.collate import CollateSpec
 from data_pipelines.errors import DataError
+from data_pipelines.mixture import open_source
+from launch.build import fill_root
 
 SIZE = 20  # of a tile; pictures are 40 x 80 pixels, so a tile shows 4 x 2 of them in one
 LEFT_HALF = {"bbox": [0, 0, 40, 40], "segmentation": [[0, 0, 40, 0, 40, 40, 0, 40]]}
@@ -64,7 +68,7 @@ def test_region_caption_drops_crowds_short_captions_and_bad_boxes(folder):
         kept | {"caption": "horse"},
         kept | {"bbox": [0, 0, 0.5, 9]},
         kept | {"bbox": [90, 0, 9, 9]},
-        kept,
+        kept | {"area": None},
     ]
     source = DATASETS["region_captions"](**write(folder, coco(*annotations)), min_words=3)
     assert len(source) == 1 and source[0].record == "annotation 104"
@@ -86,6 +90,9 @@ def test_mixed_forms_are_drawn_from_the_index(folder):
         (coco({"caption": "x"}), "annotation 100, field 'bbox': the field is missing"),
         (coco({"caption": "x", "bbox": [1, 2, 3]}), "is not x, y, width, height"),
         (coco(LEFT_HALF | {"caption": "x", "image_id": 9}), "picture 9 is not among the file's images"),
+        (coco({"caption": "x", "bbox": [1, 2, None, 4]}), "annotation 100, field 'bbox': .* is not x, y"),
+        (coco({"caption": "x", "bbox": [1, "2", 3, 4]}), "annotation 100, field 'bbox': .* is not x, y"),
+        (coco(LEFT_HALF | {"caption": "x", "area": "5"}), "annotation 100, field 'area': '5' is a str"),
         ({"images": []}, "field 'annotations': the field is missing"),
         ([], "not a COCO file"),
     ],
@@ -125,11 +132,10 @@ def test_recognition(folder):
     assert questions[0].startswith("<image>\n") and questions[1].count("<image>") == 0
     assert all(f"region{n}<region>" in text for n, text in enumerate(questions, 1))
     assert all(text.endswith(" (LVIS)") for text in questions)
-    assert tested.meta["annotation_ids"] == [100, 101]
     # 60 to 80 of 80 columns, 20 to 40 of 40 rows, stretched to 20 x 20.
     assert tested.regions[1, 10:, 15:].all() and tested.regions[1].sum() == 10 * 5
     orders = {tuple(DATASETS["recognition"](**options, seed=seed)[0].meta["answers"]) for seed in range(20)}
-    assert orders == {("Dog", "bow weapon"), ("bow weapon", "Dog")}
+    assert orders == {("dog", "bow weapon"), ("bow weapon", "dog")}
     one = DATASETS["recognition"](**options, max_regions=1)[0]
     assert len(one.turns) == 2 and len(one.regions) == 1
 
@@ -154,6 +160,33 @@ def test_lvis_names_pictures_by_url(folder):
     del content["images"][0]["file_name"]
     content["images"][0]["coco_url"] = "http://images.example/a.png"
     assert len(DATASETS["recognition"](**write(folder, content), form="box")[0].regions) == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "pictures", "answer"),
+    [
+        ("recognition", "coco", "coco/train2017", "Bow_(weapon)."),
+        ("recognition", "lvis", "coco/train2017", "Bow weapon."),
+        ("region", "refcoco", "coco/train2014", "A large bow."),
+    ],
+)
+def test_stage_1_reads_what_is_released(folder, task, name, pictures, answer):
+    options = fill_root(MIXTURES["stage1_tune"][task]["datasets"][name], str(folder))
+    (folder / pictures).mkdir(parents=True)
+    (folder / "a.png").rename(folder / pictures / "a.png")
+    captions = ("bow", "a large bow")  # one word is too few
+    annotations = [LEFT_HALF | {"category_id": 7, "caption": caption} for caption in captions]
+    content = coco(*annotations, categories=[{"id": 7, "name": "bow_(weapon)"}])
+    if name == "lvis":
+        del content["images"][0]["file_name"]
+        content["images"][0]["coco_url"] = "http://images.example/train2017/a.png"
+    file = folder / options["annotations"]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content))
+    source = open_source(name, options, spec=CollateSpec(0, SIZE, 0), seed=0)
+    example = source[0]
+    assert len(source) == 1 and source.form == "mixed" and example.turns[1][1] == answer
+    assert ("classes)" in example.turns[0][1]) == (task == "recognition")  # says whose label is meant
 
 
 def osprey(*annotations, **more) -> dict:
@@ -202,6 +235,7 @@ def test_osprey_negatives(folder):
     [
         ("short", osprey(conversations=chat("a", "b")), "field 'annotation': no regions"),
         ("short", osprey({"bbox": []}, conversations=chat("a", "b")), "0, region 1, field 'segmentation'"),
+        ("short", osprey(LEFT_HALF, height=41, conversations=chat("a", "b")), r"the picture is \(40, 80\)"),
         ("detailed", osprey(LEFT_HALF, description=[]), "0 rounds for 1 regions"),
         ("detailed", osprey(LEFT_HALF, description=["a horse"]), "does not start with <region1>:"),
         ("negative", osprey(LEFT_HALF, conversations=chat("a", "b")), "the question names 0 regions"),
@@ -237,13 +271,22 @@ def test_vcr(folder):
     assert listed.turns[0][1].count("<region>") == 2
 
 
+def test_vcr_regions_follow_the_text(folder):
+    example = DATASETS["vcr"](**write(folder, [vcr("Why is 2 looking at 1?", "a")]))[0]
+    assert example.turns[0][1].index("region2") < example.turns[0][1].index("region1")
+    assert example.regions[0, 10:, 15:].all() and not example.regions[0, :, :10].any()
+    assert example.regions[1, :, :10].all() and not example.regions[1, 10:, 15:].any()
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (vcr("Why is 1 here?", "a"), "name 1 regions, the record has 2 boxes"),
+        (vcr("Why is 1 here?", "a"), r"name objects \[1\], the record has 2 boxes"),
+        (vcr("Is 1 like 1?", "a"), r"name objects \[1, 1\], the record has 2 boxes"),
         (vcr("Why is 1 near 3?", "a"), "speaks of object 3, there are 2"),
         (vcr("Why?", "a", objects=["person"]), "2 boxes for 1 objects"),
         (vcr("Why?", "a", boxes="none"), "field 'boxes': 'none' is a str"),
+        (vcr("Is 1 with 2?", "a", boxes=[[0, 0, 1, 1, 0.9]] * 2), "is not left, top, right, bottom"),
     ],
 )
 def test_vcr_bad_records(folder, record, message):

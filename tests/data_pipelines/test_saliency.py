@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures and masks in two folders."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
+from configs.mixtures import MIXTURES
 from data_pipelines import DATASETS
+from data_pipelines.collate import CollateSpec
 from data_pipelines.errors import DataError
+from data_pipelines.mixture import open_source
+from launch.build import fill_root
 from launch.truth import objects_of
 from tests.data_pipelines import objects
 from vllm2_jax.evals.objects import decode
@@ -84,6 +90,20 @@ def test_bad_files(options, tmp_path):
         load(**options)
     with pytest.raises(DataError, match="nowhere: no such folder"):
         load(**{**options, "mask_root": str(tmp_path / "nowhere")})
+
+
+def test_some_pictures_of_a_folder(tmp_path):
+    """COD10K has pictures without anything hidden, and masks without a pixel for them."""
+    entry = fill_root(MIXTURES["grounding"]["salient"]["datasets"]["cod10k"], str(tmp_path))
+    for folder in (entry["image_root"], entry["mask_root"]):
+        pathlib.Path(folder).mkdir(parents=True)
+    for name in ("COD10K-CAM-1-Aquatic-3-Crab-32", "COD10K-NonCAM-1-Aquatic-3-Crab-8"):
+        objects.save_picture(pathlib.Path(entry["image_root"]), f"{name}.jpg")
+    source = open_source("cod10k", entry, spec=CollateSpec(0, objects.TILE, 0), seed=0)
+    assert [pair.record for pair in source.pairs] == ["COD10K-CAM-1-Aquatic-3-Crab-32"]
+    roots = {key: entry[key] for key in ("image_root", "mask_root")}
+    with pytest.raises(DataError, match=r"Train/Image: no pictures 'CAMO-\*' in this folder"):
+        load(**roots, tile_size=objects.TILE, files="CAMO-*")
 
 
 def test_pictures_and_masks_in_one_folder(options, tmp_path):

@@ -142,6 +142,14 @@ def test_bad_maps(options, tmp_path, values, message):
     assert "labels/a.png" in str(found.value) and found.value.remedy
 
 
+def test_more_classes_than_a_map_has_numbers_for(options, tmp_path):
+    names = [f"class {number}" for number in range(255)]
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    assert len(load(**options, first=0).names) == 255
+    with pytest.raises(DataError, match=r"names.json: 255 classes from number 1 on.*up to 254"):
+        load(**options)
+
+
 def test_missing_map(options, tmp_path):
     (tmp_path / "labels/a.png").unlink()
     with pytest.raises(DataError, match=r"labels/a.png, record a: no such mask. Remedy"):

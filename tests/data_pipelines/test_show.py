@@ -49,3 +49,15 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         show.main()
     assert "the dataset has 3 records" in capsys.readouterr().err
+
+
+def test_the_command_with_a_dataset_without_tiles(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "a.png")
+    (tmp_path / "captions.json").write_text('[{"image": "a.png", "caption": "a dog"}]')
+    options = ["--dataset", "text_to_image", "--out", str(tmp_path), "--set"]
+    monkeypatch.setattr(sys, "argv", ["show", *options, f"annotations={tmp_path}/captions.json"])
+    show.main()
+    assert (tmp_path / "text_to_image.png").exists()
+    monkeypatch.setattr(sys, "argv", ["show", *options, "annotation=captions.json"])
+    with pytest.raises(ValueError, match=r"does not take \['annotation'\]; it takes annotations"):
+        show.main()

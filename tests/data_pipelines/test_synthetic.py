@@ -13,7 +13,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.synthetic.person import INDEX, KEYPOINTS, pose
 from data_pipelines.synthetic.questions import QUESTIONS
 from data_pipelines.synthetic.render import keypoints, render
-from data_pipelines.synthetic.scene import COLOURS, KINDS, LEVELS, Scene, Thing, sample
+from data_pipelines.synthetic.scene import COLOURS, KINDS, LEVELS, Scene, Thing, is_novel, sample
 from data_pipelines.synthetic.words import caption, expressions, name, place
 
 GREY = ((170, 170, 170), (170, 170, 170))
@@ -300,6 +300,12 @@ def test_wide_scenes_can_be_tiled():
     assert 1 in counts and max(counts) > 1
 
 
+def test_pictures_with_regions_are_stretched():
+    modes = {task: load(task=task, tile_size=28, image_mode="pad").tiling.mode for task in ("chat", "region")}
+    assert modes == {"chat": "pad", "region": "stretch"}
+    assert load(task="region", tile_size=28).tiling.mode == "anyres"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -328,3 +334,9 @@ def test_pairs_that_are_held_out_are_never_in_training():
     assert not pairs["train"] & pairs["heldout"]
     for part in (0, 1):  # every kind and every colour is in both
         assert {pair[part] for pair in pairs["train"]} == {pair[part] for pair in pairs["heldout"]}
+
+
+def test_edits_of_training_lead_to_no_pair_that_is_held_out():
+    source = load(task="edit", tile_size=16, level="close", novel=True, decoder_size=16)
+    things = [t for i in range(200) for s in source.draw(i)[2].meta["scenes"] for t in s.things]
+    assert len({(t.kind, t.colour) for t in things}) > 10 and not any(map(is_novel, things))

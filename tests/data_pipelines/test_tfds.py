@@ -6,6 +6,7 @@ tests/golden/tfds holds `build(DIR, task="region", size=56, train=12, heldout=0)
 
 import importlib.util
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -73,3 +74,11 @@ def test_building_asks_for_tensorflow(tmp_path, monkeypatch):
         synthetic_tfds.build(str(tmp_path), train=1, heldout=1)
     with pytest.raises(DataError, match="no TFDS form of the task 'det'"):
         synthetic_tfds.build(str(tmp_path), task="det", train=1, heldout=1)
+
+
+def test_building_keeps_off_a_dataset_that_is_there(tmp_path, monkeypatch):
+    folder = tmp_path / "vllm2_synthetic" / "region_easy" / "1.0.0"
+    shutil.copytree(FOLDER, folder)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)  # as if TensorFlow were there
+    with pytest.raises(DataError, match=r"1\.0\.0: there is a dataset region_easy already. Remedy"):
+        synthetic_tfds.build(str(tmp_path), task="region", size=336, train=100, heldout=0)

@@ -44,10 +44,10 @@ def told(example, decoder):
     }
     if "keypoints" in targets:
         found["keypoints"] = targets["keypoints"]
-    rows, columns = (-(-side // 4) for side in inside)
     masks = np.full((len(targets["masks"]), SQUARE // 4, SQUARE // 4), -9.0, np.float32)
     for logits, mask in zip(masks, targets["masks"], strict=True):
-        logits[:rows, :columns] = 18.0 * shrink(mask, rows, columns) - 9.0
+        cells = shrink(mask, inside[0] / 4, inside[1] / 4)
+        logits[: cells.shape[0], : cells.shape[1]] = 18.0 * cells - 9.0
     found["masks"] = masks
     found["classes"] = np.zeros((len(example.meta["classes"]), SQUARE // 4, SQUARE // 4), np.float32)
     for label, logits in zip(targets["labels"], masks, strict=True):

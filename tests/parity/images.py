@@ -4,9 +4,11 @@
 import pathlib
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines import images, masks
+from vllm2_jax.vision.pixels import CLIP_MEAN, CLIP_STD, normalize
 
 
 def cases(goldens: pathlib.Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -20,7 +22,8 @@ def cases(goldens: pathlib.Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]
         size = want.shape[-2]
 
         def pixels(tile: np.ndarray) -> np.ndarray:
-            return images.normalize(tile).transpose(2, 0, 1)
+            """What the model makes of a tile."""
+            return np.asarray(normalize(jnp.asarray(tile), jnp.float32)).transpose(2, 0, 1)
 
         if what.startswith("anyres") and what.endswith("_tiles"):
             yield key, images.anyres(image, size, int(what[6:-6])), want
@@ -33,7 +36,9 @@ def cases(goldens: pathlib.Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]
         elif what == "square_mode_pixel_values":
             yield key, pixels(images.Tiling("square", size)(image)[0]), want
         elif what == "region_branch_pixel_values":
-            yield key, pixels(images.stretch(image, size)), want
+            # Not rounded to a tile's uint8, and the model takes floats to be normalised already.
+            floats = (images.stretch(image, size) / 255 - CLIP_MEAN) / CLIP_STD
+            yield key, floats.transpose(2, 0, 1), want
         elif what != "image":
             raise ValueError(f"preprocess.npz holds {key}, which no comparison here reads")
     for key in ("grid_max4", "grid_max6"):

@@ -59,7 +59,6 @@ def run(case: dict, made: dict[str, Tokenizer]) -> conversation.Tokens:
         counts=QueryCounts(_queries("DET|GRD|SEG|POSE", written), _queries("GEN|EDIT", written)),
         # The official limit counts a picture as one column.
         max_length=case["model_max_length"] + sum(lengths) - n,
-        truncate=True,
         wrap_images=case["use_im_start_end"],
     )
 
