@@ -20,7 +20,7 @@ from vllm2_jax.llm.generate import NO_LINK, Generation, cut_at, generate
 from vllm2_jax.llm.sampling import Sampler
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.nn.axes import axis_rules
-from vllm2_jax.sharding.partition import global_batch, host_share
+from vllm2_jax.sharding.partition import global_batch, host_groups, host_share
 from vllm2_jax.tokens import LINKS
 
 
@@ -90,14 +90,15 @@ class Answerer:
         Raises:
           DataError: a prompt that is wrong or does not fit; names file and record.
         """
-        part, parts = host_share(self.run.mesh, self.run.strategy.rules)
         rows = whole_rows(self.run, self.config.rows)
-        count = rows * parts
+        count = rows * host_share(self.run.mesh, self.run.strategy.rules)[1]
+        # Answers come back in the order of the global batch, in which a host's rows need not be neighbours.
+        places = host_groups(self.run.mesh, self.run.strategy.rules, count)
         blank = blank_row(self.run.tokenizer, self.spec, self.shape)
         answers: list[Answer] = []
         for start in range(0, len(examples), count):
             now = examples[start : start + count]
-            mine = now[part * rows : (part + 1) * rows]
+            mine = [now[place] for place in places if place < len(now)]
             made = [make_row(example, self.run.tokenizer, self.spec, self.shape) for example in mine]
             host, _ = collate([*made, *[blank] * (rows - len(made))], self.spec, self.shape)
             found = self._run(model, host.inputs, start)

@@ -7,7 +7,6 @@ Prints what no part has: the flag that lets these parameters begin random. Exits
 misfits if a part does not fit the model.
 """
 
-import pathlib
 import sys
 
 from absl import app, flags
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> None:
         made = open_parts(flags.FLAGS.config, flags.FLAGS.root, flags.FLAGS.dtype)
         total = sum(leaf.size for leaf in made.leaves.values())
         with tqdm(total=total, unit=" parameters", unit_scale=True) as bar:
-            with weights_folder(pathlib.Path(flags.FLAGS.to).absolute(), made.leaves, bar.update):
+            with weights_folder(flags.FLAGS.to, made.leaves, bar.update):
                 pass
     except (ConversionError, ValueError) as error:
         print(f"launch.assemble: {error}", file=sys.stderr)
@@ -59,4 +58,5 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
+    flags.mark_flag_as_required("config")
     app.run(main)

@@ -179,6 +179,8 @@ def _one(config: ml_collections.ConfigDict, name: str) -> tuple[str, Any, bool]:
     options = flags.FLAGS
     if options.schedule_only and (options.save or options.load):
         raise ValueError("--schedule_only makes no executable; leave out --save and --load")
+    if options.chart:
+        raise ValueError("--chart draws a sweep; give --sweep, or leave it out")
     found = compiled(
         config,
         program=options.program,
@@ -204,6 +206,8 @@ def _one(config: ml_collections.ConfigDict, name: str) -> tuple[str, Any, bool]:
 def _swept(config: ml_collections.ConfigDict, name: str) -> tuple[str, Any, bool]:
     """The same for all combinations of a sweep."""
     options = flags.FLAGS
+    if single := [f"--{name}" for name in ("save", "load", "text", "explain") if getattr(options, name)]:
+        raise ValueError(f"{' and '.join(single)}: for one program, a sweep has many; leave out either")
     counted: dict[str, float] = {}
 
     def report(one: ml_collections.ConfigDict) -> Report:

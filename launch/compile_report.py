@@ -137,8 +137,8 @@ def check_weights(weights: Weights, mesh: Mesh, hbm: float) -> None:
 def _module(path: str) -> str:
     """The sub-model that a leaf belongs to: "llm/layers", "vision", "decoders/unipose", ..."""
     keys = path.split("/")
-    # ".../mu/llm/layers/..." of an optimizer -> the parameter's own path
-    keys = keys[next((i + 1 for i, key in enumerate(keys) if key in ("mu", "nu")), 0) :]
+    # ".../mu/llm/layers/..." of an optimizer -> the parameter's own path; "trace" is Muon's momentum
+    keys = keys[next((i + 1 for i, key in enumerate(keys) if key in ("mu", "nu", "trace")), 0) :]
     return "/".join(keys[: 2 if keys[0] in ("decoders", "llm") else 1])
 
 

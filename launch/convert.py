@@ -23,7 +23,7 @@ from vllm2_jax.train.exporting import Export, write_official
 from vllm2_jax.train.released import open_released, reopen, without_adapters
 from vllm2_jax.train.streaming import write_orbax
 
-_FROM = flags.DEFINE_string("from", None, "Folder to read.", required=True)
+_FROM = flags.DEFINE_string("from", None, "Folder to read; that of a run may be gs://...", required=True)
 _TO = flags.DEFINE_string("to", None, "Folder to write; must not exist.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of all leaves; default: as stored.")
 _COMPONENTS = flags.DEFINE_list("components", [], "Only these, such as vision,llm,decoders/unipose.")
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--like belongs to --export")
     if _EXPORT.value and (_DTYPE.value or _COMPONENTS.value):
         raise app.UsageError("--dtype and --components belong to conversion; an export writes what is there")
-    source, target = pathlib.Path(_FROM.value), pathlib.Path(_TO.value)
+    source, target = _FROM.value, _TO.value
     with tqdm(unit=" parameters", unit_scale=True) as bar:
         try:
             if _EXPORT.value:
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
                 released = open_released(source, _COMPONENTS.value)
                 bar.reset(released.size)
                 result = without_adapters(released) if _MERGE.value else released
-                config = run_config(result.config, tokenizer=str(target.absolute()))
+                config = run_config(result.config, tokenizer=str(pathlib.Path(target).absolute()))
                 write_orbax(
                     released,
                     target,

@@ -3,8 +3,9 @@
 
     python -m launch.evaluate --config configs/demo.py --workdir runs/demo
 
-Scores the newest checkpoint of the run, and beside it the same model untrained and, for questions, the most
-frequent answer to the same one. Writes `evaluation.json` and `report.html` into the run's folder.
+Scores the newest checkpoint of the run, or converted weights, and beside it the same model untrained and, for
+questions that are matched exactly, the most frequent answer to the same one. Writes `evaluation.json` and
+`report.html` into the folder.
 """
 
 import collections
@@ -14,18 +15,18 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from data_pipelines.errors import DataError
 from launch.build import build_run
+from launch.exits import exit_code
 from launch.heldout import Case, Heldout
 from launch.logs import hush_orbax
 from launch.report import write_report
 from vllm2_jax.evals.exact_match import exact_match
-from vllm2_jax.train import metrics
-from vllm2_jax.train.checkpoint import load_weights
+from vllm2_jax.train import fate, metrics
+from vllm2_jax.train.checkpoint import load_weights, state_folder
 from vllm2_jax.train.paths import place
 from vllm2_jax.train.state import random_model
 
@@ -47,12 +48,16 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize()
     hush_orbax()
     try:
-        required = parse_required(_REQUIRE.value)
-        scores = run_evaluation(_CONFIG.value, place(_WORKDIR.value))
-        failed = out_of_bounds(scores, required)
-    except (DataError, ValueError, FileNotFoundError) as error:
+        with fate.shared(exit_code):
+            required = parse_required(_REQUIRE.value)
+            scores = run_evaluation(_CONFIG.value, place(_WORKDIR.value))
+            failed = out_of_bounds(scores, required)
+    except Exception as error:
+        code = exit_code(error)
+        if code == 1:
+            logging.exception("the evaluation has failed")
         print(f"launch.evaluate: {error}", file=sys.stderr)
-        sys.exit(2)
+        fate.leave(code)
     if failed:
         print("\n".join(failed), file=sys.stderr)
         sys.exit(1)
@@ -105,17 +110,22 @@ def out_of_bounds(scores: Mapping[str, float], required: Mapping[str, Bound]) ->
 
 
 def run_evaluation(config, workdir: epath.Path) -> dict[str, float]:
-    """Evaluates the newest checkpoint; prints a table, writes the files, returns the scores."""
+    """Evaluates the newest checkpoint; prints a table, writes the files, returns the scores.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint, nor weights.
+    """
+    state_folder(workdir)  # a wrong folder is known before the untrained model has answered everything
     run = build_run(config)
     heldout = Heldout(config, run)
     model = random_model(run.plan)
     untrained = heldout(model).scores
-    model = load_weights(workdir / "checkpoints", model)
+    model = load_weights(workdir, model)
     results = heldout(model)
     if jax.process_index() == 0:
         found = {"trained": results.scores, "untrained": untrained}
-        if heldout.cases:
-            found["most_frequent_answer"] = most_frequent(heldout.cases)
+        if matched := [case for case in heldout.cases if case.task not in heldout.metrics]:
+            found["most_frequent_answer"] = most_frequent(matched)
         print(table(found))
         (workdir / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         log = (

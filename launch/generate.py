@@ -126,7 +126,8 @@ def answer(
 
     Raises:
       DataError: a broken picture, or marks that do not fit the pictures and regions.
-      ValueError: a region that is no box, an impossible number of steps, or an edit without a picture.
+      ValueError: a region that is no box, an impossible number of steps, or a region or an edit without a
+        picture.
       FileNotFoundError: no checkpoint.
     """
     run = saved_run(workdir, strategy, decoders)
@@ -135,6 +136,8 @@ def answer(
     whole = [load_image(path) for path in pictures]
     images = [tiling(picture) for picture in whole]
     masks = boxes(regions, size)
+    if len(masks) and not images:
+        raise ValueError("--region needs an --image that it lies on")
     tiles = sum(len(image) for image in images)
     with timed("load", measure):
         model = saved_model(workdir, run, dtype)
@@ -143,8 +146,9 @@ def answer(
     brush = Brush(run, sampling or {}, settings.seed)
     turns: list[tuple[str, str]] = []
     for number, question in enumerate(questions):
-        turns = [*turns, ("human", place_marks(question, len(images), first=number == 0))]
         asked = sum(text.count("<region>") for _, text in turns)
+        turns = [*turns, ("human", place_marks(question, len(images), asked, first=number == 0))]
+        asked += question.count("<region>")
         example = Example(
             source="command line",
             file="the command line",
@@ -166,9 +170,16 @@ def answer(
         turns = [*turns, ("gpt", found.text)]
 
 
-def place_marks(question: str, images: int, *, first: bool) -> str:
-    """The question as in training: regions numbered, pictures in front unless it places them itself."""
-    numbers = itertools.count(1)
+def place_marks(question: str, images: int, regions: int = 0, *, first: bool) -> str:
+    """The question as in training: regions numbered, pictures in front unless it places them itself.
+
+    Args:
+      question: as it was asked.
+      images: all pictures of the conversation.
+      regions: those that the turns before it spoke of; numbers go on through a conversation.
+      first: whether there are no such turns.
+    """
+    numbers = itertools.count(regions + 1)
     question = re.sub("<region>", lambda _: region_text(next(numbers)), question)
     if first and "<image>" not in question:
         question = "<image>\n" * images + question

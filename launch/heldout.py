@@ -66,7 +66,12 @@ class Results:
 
 
 class Heldout:
-    """Everything held out of a run, and the programs that answer it. Compiles each of them once."""
+    """Everything held out of a run, and the programs that answer it. Compiles each of them once.
+
+    Attributes:
+      metrics: of the tasks that are answered in words and name their own; the others share one exact match.
+      cases: the questions, of both.
+    """
 
     def __init__(self, config: Config, run: Run, count: int | None = None):
         """Takes `count` records of every dataset (default: `config.eval.examples`).
@@ -75,7 +80,7 @@ class Heldout:
           ValueError: no records at all, or metrics that do not fit their task.
         """
         check_metrics(config)
-        self.config = config
+        self.metrics = _metrics(config)
         self.cases = read_cases(config, run, count)
         self.answerer = make_answerer(config, run) if self.cases else None
         self.sights = read_sights(config, run, count)
@@ -88,7 +93,7 @@ class Heldout:
         answers: list[Answer] = []
         scores: dict[str, float] = {}
         if self.answerer is not None:
-            answers, scores = evaluate(self.answerer, model, self.cases, _metrics(self.config))
+            answers, scores = evaluate(self.answerer, model, self.cases, self.metrics)
         seen = {}
         for sight in self.sights:
             seen[sight.name], found = look(sight, model)

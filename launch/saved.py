@@ -14,15 +14,17 @@ from jax.typing import DTypeLike
 from configs.groups import GROUPS
 from launch.build import Run, build_run, rebuild
 from vllm2_jax.model import VisionLLMv2
-from vllm2_jax.train.checkpoint import Checkpoints, load_weights
-from vllm2_jax.train.paths import PathLike, place
+from vllm2_jax.train.checkpoint import load_weights, state_folder, stored_config
+from vllm2_jax.train.paths import PathLike
 
 
 def saved_config(workdir: PathLike) -> ml_collections.ConfigDict:
-    """The config in the newest checkpoint of a run."""
-    folder = place(workdir) / "checkpoints"
-    with Checkpoints(folder if folder.is_dir() else workdir) as checkpoints:  # converted weights: itself
-        return ml_collections.ConfigDict(checkpoints.config())
+    """The config in the newest checkpoint of a run, or beside converted weights.
+
+    Raises:
+      FileNotFoundError: no checkpoint.
+    """
+    return ml_collections.ConfigDict(stored_config(state_folder(workdir).parent))
 
 
 def saved_run(workdir: PathLike, strategy: str, decoders: Collection[str] | None = None) -> Run:

@@ -57,7 +57,7 @@ def set_key(config: ml_collections.ConfigDict, key: str, value: str) -> None:
     """Sets `data.groups` and the like from text, in the type the key has.
 
     Raises:
-      ValueError: no such key, or one that is no number, text or truth value.
+      ValueError: no such key, one that is no number, text or truth value, or a value of another kind.
     """
     *path, last = key.split(".")
     node = config
@@ -68,7 +68,9 @@ def set_key(config: ml_collections.ConfigDict, key: str, value: str) -> None:
     kind = type(node[last])
     if kind not in (int, float, str, bool):
         raise ValueError(f"config.{key} cannot be swept: it is a {kind.__name__}")
-    node[last] = value == "True" if kind is bool else kind(value)
+    if kind is bool and value.lower() not in ("true", "false"):
+        raise ValueError(f"config.{key}={value}: it is true or false")
+    node[last] = value.lower() == "true" if kind is bool else kind(value)
 
 
 def _speed(entry: tuple[str, Found]) -> tuple[int, float]:

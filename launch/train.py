@@ -81,7 +81,7 @@ def _train(config: Config, clock: Clock) -> None:
         program = None
         if file := _EXECUTABLE.value:
             program = executables.load(file, list(run.mesh.devices.flat), name="train", config=config)
-    train(
+    state = train(
         dataclasses.replace(loop_config(config, _WORKDIR.value), wait=_WAIT.value),
         run.plan,
         run.train_step,
@@ -93,7 +93,7 @@ def _train(config: Config, clock: Clock) -> None:
         hooks=evaluations,
         clock=clock,
     )
-    if jax.process_index() == 0:
+    if state is not None and jax.process_index() == 0:
         print(goodput.describe(goodput.whole_run(metrics.read(_WORKDIR.value))))
 
 

@@ -24,6 +24,12 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in block[1].splitlines()]
 
 
+def test_assembly_asks_for_its_config(tmp_path):
+    command = [sys.executable, "-m", "launch.assemble", f"--to={tmp_path / 'start'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "--config must have a value" in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 def test_from_the_released_folder_to_an_answer_and_a_detection(tmp_path):
     lines = commands()

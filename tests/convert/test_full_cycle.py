@@ -2,6 +2,7 @@
 """A small checkpoint in the official layout: converted, loaded, exported."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -21,6 +22,7 @@ from launch.released import run_config
 from launch.saved import saved_config
 from tests import fake_checkpoint
 from tests.convert.small_official import write
+from tests.train.bucket import bucket, environment
 from vllm2_jax.convert import checkpoint, visionllmv2
 from vllm2_jax.convert.official import model_config
 from vllm2_jax.convert.rules import ConversionError
@@ -131,22 +133,30 @@ def test_large_leaves_go_layer_by_layer(tmp_path, tensors, monkeypatch):
         np.testing.assert_array_equal(array, tensors[entry.name], entry.name)
 
 
-def test_a_run_is_exported_like_the_weights_it_began_with(tmp_path, tensors):
+@pytest.mark.parametrize("place", ["disk", pytest.param("bucket", marks=pytest.mark.slow)])
+def test_a_run_is_exported_like_the_weights_it_began_with(tmp_path, tensors, place):
     released = open_released(write(tmp_path / "official", tensors))
     streaming.write_orbax(released, tmp_path / "ours")
     state = tmp_path / "ours" / "0"
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     shutil.move(state, tmp_path / "run" / "checkpoints" / "7")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "launch.convert", "--export", "--from", str(tmp_path / "run")),
-            *("--like", str(tmp_path / "ours"), "--to", str(tmp_path / "back")),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with bucket() as server:
+        source = str(tmp_path / "run")
+        if place == "bucket":
+            source = "gs://runs/run"
+            for path in filter(pathlib.Path.is_file, (tmp_path / "run").rglob("*")):
+                server.put(str(path.relative_to(tmp_path)), path.read_bytes())
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "launch.convert", "--export", "--from", source),
+                *("--like", str(tmp_path / "ours"), "--to", str(tmp_path / "back")),
+            ],
+            cwd=ROOT,
+            env=os.environ | environment(server),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr
     assert checkpoint.open_checkpoint(tmp_path / "back").keys() == tensors.keys()
 

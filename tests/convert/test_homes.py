@@ -37,6 +37,7 @@ from vllm2_jax.nn.paths import flatten_paths
 from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.train.assemble import assemble
 from vllm2_jax.train.checkpoint import load_weights
+from vllm2_jax.train.exporting import Source
 from vllm2_jax.train.streaming import weights_folder
 from vllm2_jax.vision.internvit import InternViTConfig
 
@@ -310,7 +311,7 @@ def rename_attention(file: pathlib.Path):
     save_file(tensors, file)
 
 
-def test_assembled_parts_start_a_model(tmp_path):
+def test_assembled_parts_start_a_model(tmp_path, monkeypatch):
     """Parts from a home and from another run; what neither has begins random, by the printed pattern."""
     config = sizes()
     leaves = part_of(config, "vision")
@@ -331,6 +332,14 @@ def test_assembled_parts_start_a_model(tmp_path):
         assemble(config, {"vision": "clip:clip", "trunk": "ours:first", "bridge": "llava:no"}, tmp_path)
     assert "another part has filled vision/" in str(error.value)
     assert "does not exist" in str(error.value)
+    opened, there = [], Source.open
+    monkeypatch.setattr(Source, "open", lambda folder: opened.append(folder) or there(tmp_path / "first"))
+    assert assemble(config, {"trunk": "ours:gs://bucket/run"}, tmp_path).leaves.keys() == made.leaves.keys()
+    assert opened == ["gs://bucket/run"]
+    with pytest.raises(ConversionError, match=r"vision = .*: gs://bucket/clip is in a bucket"):
+        assemble(config, {"vision": "clip:gs://bucket/clip"}, tmp_path)
+    with pytest.raises(ConversionError, match="gs://bucket/second is in a bucket"):
+        weights_folder("gs://bucket/second", {}).__enter__()
     with pytest.raises(ConversionError, match="no home 'wheel'"):
         assemble(config, {"vision": "wheel:clip"}, tmp_path)
     with pytest.raises(ConversionError, match="no part 'wing'"):

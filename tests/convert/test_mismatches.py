@@ -39,6 +39,20 @@ def test_one_error_lists_every_misfit(tmp_path, tensors):
         assert line in text
 
 
+def test_what_has_to_be_on_this_machine_says_so(tmp_path, tensors):
+    released = open_released(write(tmp_path / "official", tensors))
+    streaming.write_orbax(released, tmp_path / "ours")
+    export = Export.plan(tmp_path / "ours", released)
+    for refuse in (
+        open_released,
+        reopen,
+        lambda folder: streaming.write_orbax(released, folder),
+        lambda folder: write_official(export, folder),
+    ):
+        with pytest.raises(ConversionError, match="gs://bucket/x is in a bucket: give a folder on this"):
+            refuse("gs://bucket/x")
+
+
 def test_damaged_files_are_listed_together(tmp_path, tensors):
     twice = sorted(tensors)[0]
     folder = write(tmp_path / "official", tensors, copies=[twice])

@@ -162,12 +162,14 @@ def survive(
     timeout: float = 0.0,
     workers: int = 0,
     slow: float = 0.0,
+    wait_for: str = "",
     **faults: int,
 ) -> Any:
     """Trains as `launch.train` does, with the faults of this process."""
     folder, rules = pathlib.Path(workdir), find_strategy(mesh)
     mine = host_groups(make_mesh(rules, find_devices(devices)), rules.rules, GROUPS)
     options = {"strategy": mesh, "devices": devices, "save_every": save_every, "total": 2 * steps}
+    options |= {"weights": wait_for, "wait": True} if wait_for else {}
     if bad is not None:
         return run(folder, steps, data=boxes(mine, bad), **options)
     mixture = json.loads(json.dumps(MIXTURE))

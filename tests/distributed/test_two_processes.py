@@ -6,13 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from data_pipelines.tokenizer import load_tokenizer
+from data_pipelines.train_tokenizer import TINY_TOKENIZER
 from tests.conftest import DEVICES
 from tests.distributed.crew import ROOT, Crew, free_port, losses, records, steps_written
 from tests.distributed.survivor import GROUPS, survive
-from vllm2_jax.train.checkpoint import Checkpoints
+from tests.train.small import make_small
+from vllm2_jax.train.checkpoint import Checkpoints, save_weights
 
 STEPS, SAVED = 8, 4
 
@@ -45,7 +49,33 @@ def test_sigterm_to_one_stops_both_at_the_same_step(tmp_path):
         assert saved.latest() == max(losses(tmp_path))
 
 
-def test_a_host_without_its_files_ends_both_with_a_message(tmp_path):
+def wait_until_fed(crew):
+    """Until both have the batch that they compile with."""
+    deadline = time.monotonic() + 120
+    while not all((crew.workdir / f"records-{number}.jsonl").exists() for number in range(2)):
+        assert time.monotonic() < deadline and all(m.poll() is None for m in crew.members), crew.said()
+        time.sleep(0.1)
+
+
+def test_both_go_on_when_the_weights_are_there_that_they_wait_for(tmp_path):
+    with Crew(tmp_path / "run", 2, STEPS, wait_for=str(tmp_path / "weights")) as crew:
+        wait_until_fed(crew)
+        save_weights(tmp_path / "part", make_small(load_tokenizer(TINY_TOKENIZER).vocab_size))
+        (tmp_path / "part").rename(tmp_path / "weights")
+        assert crew.wait() == [0, 0], crew.said()
+    assert steps_written(tmp_path / "run") == list(range(1, STEPS + 1))
+
+
+def test_sigterm_to_one_ends_the_wait_of_both(tmp_path):
+    with Crew(tmp_path / "run", 2, STEPS, wait_for=str(tmp_path / "weights")) as crew:
+        wait_until_fed(crew)
+        crew.members[1].send_signal(signal.SIGTERM)
+        assert crew.wait() == [0, 0], crew.said()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("program", ["launch.train", "launch.evaluate"])
+def test_a_host_without_its_files_ends_both_with_a_message(tmp_path, program):
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "chat.json").write_text(json.dumps([{"id": "1", "conversations": turns}]))
@@ -57,13 +87,15 @@ def test_a_host_without_its_files_ends_both_with_a_message(tmp_path):
         "    with config.unlocked():\n"
         "        llava = {'annotations': '{root}/chat.json', 'image_root': '{root}'}\n"
         "        config.data.mixture = {'chat': {'rows': 1, 'tiles': 1, 'datasets': {'llava': llava}}}\n"
+        "        config.eval.tasks = {'chat': {'tiles': 1, 'datasets': {'llava': llava}}}\n"
         "    return config\n"
     )
+    (tmp_path / "run" / "0" / "state").mkdir(parents=True)  # evaluation looks for weights first
     # What Slurm tells its processes; the port of the coordinator follows from the number of the job.
     slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0"}
     slurm |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     slurm["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(f"{DEVICES}=8", f"{DEVICES}=2")
-    command = [sys.executable, "-m", "launch.train", "--multihost", f"--config={config}"]
+    command = [sys.executable, "-m", program, "--multihost", f"--config={config}"]
     members = [
         subprocess.Popen(
             [*command, f"--workdir={tmp_path / 'run'}", f"--config.data.root={tmp_path / root}"],

@@ -7,16 +7,21 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
+from data_pipelines.collate import blank_row, collate, make_row
 from data_pipelines.conversation import region_text
 from data_pipelines.errors import DataError
 from launch import build, evaluate, generate
-from launch.answer import AnswerConfig, Answerer
-from launch.heldout import Heldout, hooks, make_answerer, read_cases, turns_of
+from launch.answer import Answer, AnswerConfig, Answerer
+from launch.heldout import Heldout, Results, hooks, make_answerer, read_cases, turns_of
 from tests.distributed.tiny import tiny_config
 from tests.weights import randomized
 from vllm2_jax.evals.exact_match import exact_match
+from vllm2_jax.llm.generate import NO_LINK
+from vllm2_jax.sharding import partition
+from vllm2_jax.train.checkpoint import save_weights
 from vllm2_jax.train.loop import train
 
 
@@ -64,6 +69,40 @@ def test_evaluation_writes_scores_and_report(workdir, capsys):
     assert "most frequent answer" in capsys.readouterr().out
 
 
+class Asked(Heldout):
+    """Instead of asking a model everything, one of its numbers."""
+
+    def __call__(self, model):
+        answers = [Answer(case.truth, True, (), case.truth) for case in self.cases]
+        return Results({"number": float(model.llm.embed[...][0, 0])}, answers, {}, {})
+
+
+def test_converted_weights_are_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "Heldout", Asked)
+    model = randomized(build.build_run(config()).plan.make_model)
+    save_weights(tmp_path, model)
+    found = evaluate.run_evaluation(config(), epath.Path(tmp_path))
+    assert found == {"number": float(model.llm.embed[...][0, 0])}
+    assert json.loads((tmp_path / "evaluation.json").read_text())["untrained"] != found
+    with pytest.raises(FileNotFoundError, match="no weights in"):
+        evaluate.run_evaluation(None, epath.Path(tmp_path / "typo"))  # before anything is built
+
+
+@pytest.mark.parametrize("scored", [("chat",), ("chat", "caption", "region")])
+def test_the_most_frequent_answer_is_to_the_questions_beside_it(workdir, scored, monkeypatch):
+    monkeypatch.setattr(evaluate, "Heldout", Asked)
+    monkeypatch.setattr(evaluate, "random_model", lambda plan: randomized(plan.make_model))
+    monkeypatch.setattr(evaluate, "load_weights", lambda folder, model: model)
+    own = config()
+    with own.unlocked():
+        for task in scored:
+            own.eval.tasks[task].metrics = ("recognition",)
+    evaluate.run_evaluation(own, epath.Path(workdir))
+    found = json.loads((workdir / "evaluation.json").read_text())
+    rest = [case for case in read_cases(own, build.build_run(own)) if case.task not in scored]
+    assert found.get("most_frequent_answer", {}).get("count", 0) == len(rest)
+
+
 def test_the_loop_evaluated(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     scored = [line for line in lines if "eval/exact_match" in line]
@@ -78,6 +117,28 @@ def test_answers_do_not_depend_on_the_batch():
     alone = [one(model, [case.example])[0] for case in cases]
     assert together == alone
     assert len({answer.text for answer in together}) > 1
+
+
+def test_each_process_answers_what_its_place_in_the_batch_asks(monkeypatch):
+    """The chips of a pod's hosts, squares of the torus, take turns in the batch."""
+    made = build.build_run(tiny_config(**{"sharding.devices": "cpu:4", "data.groups": 4}))
+    examples = [case.example for case in read_cases(config(), made)[:3]]
+    answerer, asked = Answerer(made, AnswerConfig(rows=2, tiles=1, regions=1, max_new=1)), {}
+
+    def record(model, inputs, start):
+        places = partition.host_groups(made.mesh, made.strategy.rules, 4)
+        asked.update(zip(places, inputs.tokens, strict=True))
+        return [np.zeros((4, 1), int), np.zeros(4, int), np.full((4, 1), NO_LINK), np.ones(4, bool)]
+
+    monkeypatch.setattr(answerer, "_run", record)
+    for mine, others in (((0, 2), (1, 3)), ((1, 3), (0, 2))):
+        held = {0: mine, 1: others}  # this process is number 0
+        monkeypatch.setattr(partition, "_held", lambda mesh, rules, held=held: held)
+        assert len(answerer(None, examples)) == 3
+    rows = [make_row(example, made.tokenizer, answerer.spec, answerer.shape) for example in examples]
+    rows.append(blank_row(made.tokenizer, answerer.spec, answerer.shape))
+    whole, _ = collate(rows, answerer.spec, answerer.shape)
+    np.testing.assert_array_equal([asked[place] for place in range(4)], whole.inputs.tokens)
 
 
 def test_turns_keep_the_true_answers_before_them():
@@ -111,6 +172,24 @@ def test_command_line_answers(workdir, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_regions_are_counted_through_the_conversation(workdir, tmp_path, monkeypatch):
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(picture)
+    asked = []
+
+    def record(self, model, examples):
+        asked.extend(examples)
+        return [Answer("It.", True, (), "It.") for _ in examples]
+
+    monkeypatch.setattr(Answerer, "__call__", record)
+    questions = ["What is <region>?", "And <region>, not <region>?"]
+    regions = ["0,0,0.5,1", "0.5,0,1,1", "0,0,1,1"]
+    generate.answer(workdir, questions, [str(picture)], regions, AnswerConfig(max_new=3))
+    said = [turns[-1][1] for turns in (example.turns for example in asked)]
+    assert region_text(1) in said[0] and region_text(2) in said[1] and region_text(3) in said[1]
+    assert [len(example.regions) for example in asked] == [1, 3]
+
+
 def test_what_the_command_line_refuses(workdir, tmp_path):
     truncated = tmp_path / "picture.jpg"
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(truncated)
@@ -122,7 +201,9 @@ def test_what_the_command_line_refuses(workdir, tmp_path):
         generate.answer(workdir, ["What?"], [str(tmp_path / "none.png")], [], few)
     with pytest.raises(DataError, match="<region>"):
         generate.answer(workdir, ["What is <region>?"], [], [], few)
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+    with pytest.raises(ValueError, match="--region needs an --image"):
+        generate.answer(workdir, ["What is <region>?"], [], ["0,0,1,1"], few)
+    with pytest.raises(FileNotFoundError, match="no weights in"):
         generate.answer(tmp_path, ["What?"], [], [], few)
 
 

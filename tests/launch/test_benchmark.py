@@ -37,6 +37,11 @@ def test_the_peer_gets_the_same_rows(run):
     assert (theirs["labels"][theirs["image"]] == IGNORE).all()
 
 
+def test_data_needs_no_model():
+    found = benchmark.data(argparse.Namespace(rounds=1))
+    assert found.keys() == {"chat", "caption", "region"}
+
+
 def test_race_takes_turns():
     calls = []
     sides = {name: (lambda name=name: calls.append(name)) for name in ("ours", "peer")}

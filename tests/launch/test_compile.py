@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import types
 import xml.etree.ElementTree
 
 import jax
@@ -150,6 +151,15 @@ def report(memory=2**30, seconds=1.0, problem=""):
     )
 
 
+def test_momentum_of_muon_belongs_to_its_module(compiled):
+    one = small()
+    one.optimizer.muon = r"^llm/layers/.*/kernel$"
+    run = build_run(one)
+    found = explain(run, make_job("train", one, run), compiled.report, {})
+    rows = re.findall(r"^\| ([\w/]+) \| [\d,]+ \|", found, re.MULTILINE)
+    assert "llm/layers" in rows and "1" not in rows
+
+
 def test_sweep_ranks_and_goes_on_after_errors(capsys):
     def compiled(one):
         if one.sharding.strategy == "dp":
@@ -207,6 +217,7 @@ def test_the_command_leaves_out_what_it_wrote(monkeypatch):
         (lambda: sweeps.sweep(config(), ["data.groups"], report), r"not of the form key=value\|value"),
         (lambda: sweeps.set_key(config(), "data.group", "8"), "no key 'data.group'"),
         (lambda: sweeps.set_key(config(), "data.mixture", "8"), "cannot be swept"),
+        (lambda: sweeps.set_key(config(), "named_links", "yes"), "named_links=yes: it is true or false"),
         (lambda: aot.choose_tasks(config(), ["pose"]), "no task pose; the mixture has caption, chat, region"),
         (lambda: aot.compiled(config(), chip="v9"), "unknown chip 'v9'; choose one of v4"),
         (lambda: aot.compiled(config(**{"data.groups": 6})), "6 groups do not split over 8"),
@@ -219,6 +230,30 @@ def test_the_command_leaves_out_what_it_wrote(monkeypatch):
 def test_errors_say_what_to_change(run, message):
     with pytest.raises(ValueError, match=message):
         run()
+
+
+def test_truth_values_are_swept():
+    one = config()
+    for text, value in (("true", True), ("false", False), ("True", True), ("False", False)):
+        sweeps.set_key(one, "named_links", text)
+        assert one.named_links is value
+
+
+@pytest.mark.parametrize(
+    ("run", "given", "message"),
+    [
+        (aot._swept, {"save": "step", "explain": True}, "--save and --explain: for one program, a sweep"),
+        (aot._swept, {"load": "step"}, "--load: for one program"),
+        (aot._swept, {"text": "file"}, "--text: for one program"),
+        (aot._one, {"chart": "file.svg"}, "--chart draws a sweep; give --sweep"),
+        (aot._one, {"schedule_only": True, "load": "step"}, "--schedule_only makes no executable"),
+    ],
+)
+def test_flags_that_do_not_go_together(run, given, message, monkeypatch):
+    flags = dict.fromkeys(("save", "load", "text", "chart", "explain", "schedule_only"))
+    monkeypatch.setattr(aot, "flags", types.SimpleNamespace(FLAGS=types.SimpleNamespace(**flags | given)))
+    with pytest.raises(ValueError, match=message):
+        run(config(), "")
 
 
 def test_some_tasks_alone():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from launch import build, generate, predict
 from launch.answer import AnswerConfig
-from launch.saved import saved_model, saved_run
+from launch.saved import saved_config, saved_model, saved_run
 from tests.launch import small_decoders
 from vllm2_jax.nn.paths import flatten_paths
 from vllm2_jax.train import checkpoint
@@ -56,6 +56,12 @@ def test_the_dtype_is_that_of_the_folder_or_as_asked(workdir, dtype):
         own = jnp.float32 if path == "llm/norm/scale" else jnp.bfloat16
         assert leaf.dtype == (dtype or own), path
     assert not leaves["llm/embed"].sharding.is_fully_replicated
+
+
+def test_a_wrong_folder_is_named_and_not_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weights in .*typo.*; give the workdir of a run"):
+        saved_config(tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
 
 
 def test_nothing_is_made_before_it_is_loaded(workdir, monkeypatch):

@@ -40,7 +40,7 @@ def run(
     hooks=(),
     total: int = 8,
     **loop: Any,
-) -> TrainState:
+) -> TrainState | None:
     """Trains the small model; the schedule is that of `total` steps, wherever a run stops."""
     rules = find_strategy(strategy)
     mesh = make_mesh(rules, find_devices(devices))

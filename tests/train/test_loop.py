@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from flax import nnx
 
 from tests.train.small import Small
 from tests.train.stream import batches, run
 from vllm2_jax.nn.layers import param
 from vllm2_jax.nn.rngs import Rngs
-from vllm2_jax.train import metrics
-from vllm2_jax.train.checkpoint import Checkpoints, is_finished, load_weights, save_weights
+from vllm2_jax.train import checkpoint, loop, metrics
+from vllm2_jax.train.checkpoint import Checkpoints, is_finished, load_weights, save_weights, stored_config
 from vllm2_jax.train.monitor import NotFiniteError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,8 +45,9 @@ def test_resume_is_bit_exact(whole, tmp_path):
     assert losses(tmp_path) == losses(whole[0])
 
 
-def test_weights_are_finished_with_the_last_step(whole, tmp_path):
+def test_weights_are_finished_with_the_last_step(whole, tmp_path, monkeypatch):
     run(tmp_path / "run", 4)
+    monkeypatch.setattr(checkpoint, "_Manager", None)  # it would wait for the other processes
     assert not is_finished(tmp_path / "run") and is_finished(whole[0])
     assert not is_finished(tmp_path / "converted")
     save_weights(tmp_path / "converted", Small(rngs=Rngs(0)))
@@ -81,7 +83,7 @@ def test_what_is_written(whole):
     assert lines[-1]["loss"] < lines[0]["loss"]
     with Checkpoints(whole[0] / "checkpoints") as saved:
         assert saved.latest() == 8
-        assert saved.config() == {"peak": 1e-2, "steps": 8}
+    assert stored_config(epath.Path(whole[0] / "checkpoints" / "8")) == {"peak": 1e-2, "steps": 8}
 
 
 def test_weights_of_another_run(whole, tmp_path):
@@ -145,10 +147,11 @@ def test_what_an_interrupted_save_left_is_no_checkpoint(whole, tmp_path):
 
 
 def test_nothing_to_resume_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"no complete checkpoint .*; give the workdir of a run"):
         run(tmp_path / "new", 8, resume=str(tmp_path / "empty"))
-    with pytest.raises(FileNotFoundError, match="no weights in"):
+    with pytest.raises(FileNotFoundError, match=r"no weights in .*; give the workdir of a run"):
         run(tmp_path / "newer", 8, weights=str(tmp_path / "empty"))
+    assert not (tmp_path / "empty").exists()
 
 
 def test_stops_after_steps_that_are_not_finite(tmp_path):
@@ -178,6 +181,19 @@ def test_hooks_run_when_due_and_at_the_end(tmp_path):
     run(tmp_path, 5, hooks=[(2, hook)])
     assert seen == [2, 4, 5]
     assert [line["step"] for line in metrics.read(tmp_path) if "eval/one" in line] == [2, 4, 5]
+
+
+def test_sigterm_ends_the_wait_for_another_run(tmp_path, monkeypatch):
+    looks = []
+
+    def look(weights):
+        looks.append(weights)
+        signal.raise_signal(signal.SIGTERM)
+        return False
+
+    monkeypatch.setattr(loop, "is_finished", look)
+    assert run(tmp_path / "second", 8, weights=str(tmp_path / "first"), wait=True) is None
+    assert looks == [str(tmp_path / "first")] and not (tmp_path / "second").exists()
 
 
 def test_sigterm_saves_and_exits_with_zero(tmp_path):

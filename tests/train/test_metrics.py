@@ -98,6 +98,22 @@ def test_goodput_of_a_run_that_was_killed():
     assert goodput.whole_run([{"step": 1, "time": 0.0, "loss": 1.0}]) == {}
 
 
+def test_goodput_of_a_start_that_ended_while_it_compiled():
+    lines = start(10, 1, 20.0, 100.0)[:1] + start(12, 1, 24.0, 160.0)
+    found = goodput.whole_run(lines)
+    assert found["starts"] == 2 and found["total"] == pytest.approx(85.0)
+    assert found["init"] == pytest.approx(2.0) and found["step"] == pytest.approx(24.0)
+    assert found["idle"] == pytest.approx(59.0) and found["lost"] == 0
+
+
+def test_goodput_of_a_machine_that_slept():
+    lines = start(10, 1, 20.0, 100.0)
+    lines[1]["time"] += 1000  # the clock of the process stands still meanwhile
+    found = goodput.whole_run(lines)
+    assert found["starts"] == 1 and found["step"] == pytest.approx(20.0)
+    assert found["idle"] == pytest.approx(1000.0)
+
+
 def recorded(workdir) -> int:
     return len(list((workdir / "profile").rglob("*.xplane.pb")))
 

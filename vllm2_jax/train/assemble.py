@@ -2,7 +2,7 @@
 """A model to begin training with, put together from public checkpoints and from runs of earlier stages."""
 
 import dataclasses
-import pathlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,8 @@ from vllm2_jax.convert.homes import open_home
 from vllm2_jax.convert.rules import ConversionError, Plan
 from vllm2_jax.model import ModelConfig
 from vllm2_jax.train.exporting import Source
-from vllm2_jax.train.released import model_leaves
+from vllm2_jax.train.paths import PathLike, in_bucket
+from vllm2_jax.train.released import model_leaves, on_disk
 from vllm2_jax.train.streaming import LazyLeaf, lazy_leaves
 
 OURS = "ours"  # the kind of a folder that conversion, assembly or a run wrote
@@ -46,7 +47,7 @@ class Assembled:
 
 
 def assemble(
-    config: ModelConfig, parts: Mapping[str, str], root: str | pathlib.Path = "", dtype: str | None = None
+    config: ModelConfig, parts: Mapping[str, str], root: PathLike = "", dtype: str | None = None
 ) -> Assembled:
     """Opens all parts and compares them with the model; nothing but headers is read.
 
@@ -55,7 +56,7 @@ def assemble(
       parts: part of the model -> "kind:folder". A part is a path of the model (`vision`, `llm`,
         `decoders/unipose`, `decoders/unipose/backbone`) or `trunk`, all but the decoders; a kind is a key of
         `homes.HOMES`, or `ours`.
-      root: folders are relative to it.
+      root: folders are relative to it, if they are not in a bucket.
       dtype: of all leaves; None keeps what is stored.
 
     Raises:
@@ -66,11 +67,12 @@ def assemble(
     wrong: list[str] = []
     for part, value in parts.items():
         kind, _, folder = value.partition(":")
+        source = folder if in_bucket(folder) else os.path.join(root, folder)
         try:
             if kind == OURS:
-                found = _from_ours(part, pathlib.Path(root) / folder, shapes, dtype)
+                found = _from_ours(part, source, shapes, dtype)
             else:
-                found = _from_home(config, part, kind, pathlib.Path(root) / folder, shapes, dtype)
+                found = _from_home(config, part, kind, source, shapes, dtype)
         except (ConversionError, FileNotFoundError) as error:
             wrong.append(f"{part} = {value}: {error}")
             continue
@@ -104,11 +106,11 @@ def _from_home(
     config: ModelConfig,
     part: str,
     kind: str,
-    source: pathlib.Path,
+    source: PathLike,
     shapes: Mapping[str, tuple[int, ...]],
     dtype: str | None,
 ) -> dict[str, LazyLeaf]:
-    home = open_home(kind, source, part_config(config, part))
+    home = open_home(kind, on_disk(source), part_config(config, part))
     mine = {
         path.removeprefix(f"{part}/"): shape for path, shape in shapes.items() if path.startswith(f"{part}/")
     }
@@ -121,7 +123,7 @@ def _from_home(
 
 
 def _from_ours(
-    part: str, folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype: str | None
+    part: str, folder: PathLike, shapes: Mapping[str, tuple[int, ...]], dtype: str | None
 ) -> dict[str, LazyLeaf]:
     source = Source.open(folder)
     prefixes = tuple(f"{name}/" for name in (TRUNK if part == "trunk" else (part,)))

@@ -52,12 +52,13 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one run folder. A context: leaving it finishes what is being written."""
 
-    def __init__(self, directory: PathLike, *, keep: int | None = None, clean: bool = False):
-        """The last `keep` steps stay (None: all). `clean` removes what interrupted saves have left, which
-        may fill the disk: for the run that writes here, not for those that only read."""
+    def __init__(self, directory: PathLike, *, keep: int | None = None, write: bool = False):
+        """The last `keep` steps stay (None: all). `write` is for the run that writes here, not for those
+        that only read: it makes the folder and removes what interrupted saves have left, which may fill the
+        disk."""
         self.directory = place(directory)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=clean
+            max_to_keep=keep, create=write, cleanup_tmp_directories=write, enable_async_checkpointing=True
         )
         self._manager = _Manager(self.directory, options=options)
         self._saving: int | None = None
@@ -92,7 +93,7 @@ class Checkpoints:
         try:
             call()
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            whole = steps_in(self.directory)
+            whole = whole_steps(self.directory)
             disk = self.directory.exists() and not in_bucket(self.directory)
             free = f"; {shutil.disk_usage(self.directory).free / 2**20:,.0f} MiB are free" if disk else ""
             raise SaveError(
@@ -153,18 +154,13 @@ class Checkpoints:
         items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         return items["state"]
 
-    def config(self, step: int | None = None) -> dict[str, Any]:
-        """The config that a checkpoint was written with."""
-        args = ocp.args.Composite(config=ocp.args.JsonRestore())
-        return self._manager.restore(self._step(step), args=args)["config"]
-
     def _step(self, step: int | None) -> int:
         step = self.latest() if step is None else step
         if step is None or step not in self._manager.all_steps():
             raise FileNotFoundError(
                 f"no complete checkpoint {'' if step is None else step} in {self.directory}, "
                 f"which has the steps {list(self._manager.all_steps()) or 'none'}; "
-                "give the folder that holds the numbered ones"
+                "give the workdir of a run, the folder with `checkpoints` in it"
             )
         return step
 
@@ -291,9 +287,14 @@ def state_folder(directory: PathLike) -> epath.Path:
     root = place(directory)
     if (root / "checkpoints").is_dir():
         root = root / "checkpoints"
-    steps = [step for step in steps_in(root) if (root / str(step) / "state").is_dir()]
+    # Those that were copied into a bucket, or converted, are not marked as complete there.
+    steps = whole_steps(root) or steps_in(root)
+    steps = [step for step in steps if (root / str(step) / "state").is_dir()]
     if not steps:
-        raise FileNotFoundError(f"no weights in {root}: it has no numbered folder with an item `state`")
+        raise FileNotFoundError(
+            f"no weights in {root}: it has no numbered folder with an item `state`; give the workdir of a "
+            "run or a folder of converted weights"
+        )
     return root / str(steps[-1]) / "state"
 
 
@@ -302,15 +303,28 @@ def steps_in(folder: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
+def whole_steps(folder: epath.Path) -> list[int]:
+    """Steps that a run has saved, in order. In a bucket one has its name before it is complete."""
+    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
+
+
+def stored_config(step: epath.Path) -> dict[str, Any]:
+    """The config in the numbered folder of a step; unlike `Checkpoints`, asks no other process to look too.
+
+    Raises:
+      FileNotFoundError: it has none.
+    """
+    return ocp.JsonCheckpointHandler().restore(step / "config")
+
+
 def is_finished(directory: PathLike) -> bool:
-    """Whether a run has saved its last step; of a conversion, whether it is there."""
+    """Whether a run has saved its last step; of a conversion, whether it is there. One process may ask."""
     root = place(directory)
     folder = root / "checkpoints"
     if not folder.is_dir():
         return bool(steps_in(root))
-    with Checkpoints(folder) as run:
-        step = run.latest()
-        return step is not None and step >= run.config(step)["steps"]
+    steps = whole_steps(folder)
+    return bool(steps) and steps[-1] >= stored_config(folder / str(steps[-1]))["steps"]
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vllm2_jax.convert.checkpoint import DTYPES
 from vllm2_jax.convert.rules import ConversionError, Part, Plan
 from vllm2_jax.train.checkpoint import saved_tree, state_folder
 from vllm2_jax.train.paths import PathLike, in_bucket
-from vllm2_jax.train.released import Released, without_adapters
+from vllm2_jax.train.released import Released, on_disk, without_adapters
 from vllm2_jax.train.streaming import CHUNK_BYTES, Report, check_space, complete_or_nothing, copy_beside
 
 SHARD_BYTES = 5 * 10**9  # of the official layout
@@ -182,9 +182,9 @@ def write_official(
       report: is told the elements of each tensor that was written.
 
     Raises:
-      ConversionError: a small or full disk, or the target exists.
+      ConversionError: a small or full disk, or the target exists or is in a bucket.
     """
-    target = pathlib.Path(target).absolute()
+    target = on_disk(target).absolute()
     shards: list[list[Entry]] = [[]]
     room = shard_bytes
     for entry in export.entries():

@@ -66,7 +66,10 @@ def whole_run(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for line in lines:
         if "seconds/total" not in line:
             continue
-        if not starts or line["seconds/total"] < starts[-1][-1]["seconds/total"]:
+        # A process that began after the last line was written is another start. One that was only suspended
+        # looks like it, as its clock stood still; but it has done steps.
+        born = line["time"] - line["seconds/total"]
+        if not starts or (born > starts[-1][-1]["time"] and not line["seconds/step"]):
             starts.append([])
         starts[-1].append(line)
     if not starts:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -22,7 +24,7 @@ from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.sharding.partition import global_batch
 from vllm2_jax.sharding.strategies import Strategy
 from vllm2_jax.train import profile
-from vllm2_jax.train.checkpoint import Checkpoints, is_finished, load_weights, steps_in
+from vllm2_jax.train.checkpoint import Checkpoints, is_finished, load_weights, whole_steps
 from vllm2_jax.train.goodput import Clock
 from vllm2_jax.train.metrics import Writer
 from vllm2_jax.train.monitor import Monitor
@@ -98,7 +100,7 @@ def train(
     program: Callable[[TrainState, Any], tuple[TrainState, Any]] | None = None,
     hooks: Sequence[Hook] = (),
     clock: Clock | None = None,
-) -> TrainState:
+) -> TrainState | None:
     """Trains until `config.steps`, or until it is asked to stop.
 
     Args:
@@ -114,7 +116,7 @@ def train(
       clock: counts since the process began; by default since now.
 
     Returns:
-      The last state. A SIGTERM makes it return early, with a checkpoint written.
+      The last state. A SIGTERM makes it return early, with a checkpoint written; while it waits, with None.
 
     Raises:
       NotFiniteError: names the step, see `monitor`.
@@ -138,10 +140,13 @@ def train(
             if program is None:
                 with clock.on("compile"):
                     step = _compile(step, plan, data, mesh, strategy)
-            if not steps_in(workdir / "checkpoints"):
-                _await(config.weights)
 
         stop_requested = stack.enter_context(stop_requests())
+        if config.wait and not whole_steps(workdir / "checkpoints"):
+            if not _await(config.weights, stop_requested):
+                logging.info("asked to stop before the first step: there is nothing to save")
+                return None
+
         writer = stack.enter_context(contextlib.closing(Writer(workdir, enabled=main)))
         trace = profile.TraceWindow(workdir, config.profile_first, config.profile_steps)
         stack.callback(trace.close)
@@ -149,7 +154,7 @@ def train(
         # ---------------------------------------------------------------- start or resume
         with clock.on("init"):
             checkpoints = stack.enter_context(
-                Checkpoints(workdir / "checkpoints", keep=config.keep, clean=True)
+                Checkpoints(workdir / "checkpoints", keep=config.keep, write=True)
             )
             state = start(config, plan, checkpoints, data)
         for fallback in plan.fallbacks:
@@ -190,7 +195,7 @@ def train(
 
             # ------------------------------------------------------------ save, stop
             checkpoints.check()
-            stop = stop_requested(number)
+            stop = stop_requested()
             if stop or number == config.steps or number % config.save_every == 0:
                 monitor.settle()  # raises before anything is saved of a run that has gone wrong
                 with clock.on("checkpoint"):
@@ -212,12 +217,17 @@ def _compile(step: Any, plan: Plan, data: Any, mesh: Mesh, strategy: Strategy) -
     return step.lower(plan.abstract, batch).compile()
 
 
-def _await(weights: str) -> None:
-    """Returns when `weights` are finished; says once a minute what it waits for."""
-    for second in itertools.count():
-        if is_finished(weights):
-            return
-        if second % 60 == 0:
+def _await(weights: str, stop_requested: Callable[[], bool]) -> bool:
+    """Waits until `weights` are finished, or until it is asked to stop; returns whether they are."""
+    looks = itertools.count()
+    while True:
+        # One process looks for all: of two, the second might see a step that was not there for the first.
+        found = np.int32(jax.process_index() == 0 and is_finished(weights))
+        if multihost_utils.broadcast_one_to_all(found):
+            return True
+        if stop_requested():
+            return False
+        if next(looks) % 60 == 0:
             logging.info("the step is compiled; waiting for the last step of the run %s", weights)
         time.sleep(1)
 

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +18,7 @@ from vllm2_jax.convert.rules import ConversionError, Misfit, Plan
 from vllm2_jax.model import ModelConfig, VisionLLMv2
 from vllm2_jax.nn.paths import flatten_paths
 from vllm2_jax.nn.rngs import Rngs
+from vllm2_jax.train.paths import PathLike, in_bucket
 
 NAMES = "official_names.json"  # beside converted weights: official name -> shape
 
@@ -58,6 +60,17 @@ class Released:
         return sum(math.prod(shape) for shape in self.plan.leaves.values())
 
 
+def on_disk(folder: PathLike) -> pathlib.Path:
+    """A folder whose files are read and written in place, which objects of a bucket are not.
+
+    Raises:
+      ConversionError: it is in a bucket.
+    """
+    if in_bucket(folder):
+        raise ConversionError(f"{os.fspath(folder)} is in a bucket: give a folder on this machine")
+    return pathlib.Path(folder)
+
+
 def open_released(folder: str | pathlib.Path, components: Sequence[str] = ()) -> Released:
     """Opens a folder in the official layout and compares it with the model of its config.
 
@@ -67,9 +80,9 @@ def open_released(folder: str | pathlib.Path, components: Sequence[str] = ()) ->
 
     Raises:
       ConversionError: lists all that is damaged and all that does not fit; or an unknown component, or a
-        config that is not understood.
+        config that is not understood, or a folder in a bucket.
     """
-    folder = pathlib.Path(folder)
+    folder = on_disk(folder)
     official = read_config(folder)
     if unknown := sorted(set(components) - set(COMPONENTS.values())):
         raise ConversionError(
@@ -120,9 +133,9 @@ def reopen(folder: str | pathlib.Path) -> Released:
     """Config and plan of a folder that `streaming.write_orbax` wrote.
 
     Raises:
-      ConversionError: the folder lacks what conversion puts beside the weights.
+      ConversionError: the folder lacks what conversion puts beside the weights, or is in a bucket.
     """
-    folder = pathlib.Path(folder)
+    folder = on_disk(folder)
     try:
         stored = {name: tuple(shape) for name, shape in json.loads((folder / NAMES).read_text()).items()}
     except OSError as error:

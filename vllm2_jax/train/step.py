@@ -95,17 +95,6 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(graphdef: nnx.GraphDef, *, seed: int) -> Callable[[TrainState, Batch], Metrics]:
-    """`(state, batch) -> losses and metrics` without an update; the randomness is that of step 0, always."""
-
-    def eval_step(state: TrainState, batch: Batch) -> Metrics:
-        model = nnx.merge(graphdef, state.params, state.frozen)
-        losses, metrics = model.losses(dict(batch), key=jax.random.key(seed))
-        return losses | metrics | {"loss": _one(_total(losses, _weights(losses)))}
-
-    return eval_step
-
-
 def _one(x: Array) -> Weighted:
     return x.astype(jnp.float32), jnp.ones((), jnp.float32)
 

@@ -27,7 +27,7 @@ from vllm2_jax.convert import lora
 from vllm2_jax.convert.checkpoint import StoredTensor, free_bytes
 from vllm2_jax.convert.rules import ConversionError, Plan
 from vllm2_jax.llm.lora import LoRAConfig
-from vllm2_jax.train.released import NAMES, Released, without_adapters
+from vllm2_jax.train.released import NAMES, Released, on_disk, without_adapters
 
 # Pieces that a leaf is stored in: a host reads only those that its devices hold, and the writer compresses
 # one at a time.
@@ -180,7 +180,8 @@ def write_orbax(
         be asked like a run's workdir.
 
     Raises:
-      ConversionError: the disk is too small or full, the target exists, or there are no adapters to merge.
+      ConversionError: the disk is too small or full, the target exists or is in a bucket, or there are no
+        adapters to merge.
     """
     result = without_adapters(released) if merge_lora else released
     leaves = lazy_leaves(released.plan, released.tensors, dtype)
@@ -188,7 +189,7 @@ def write_orbax(
     if merge_lora and adapters is not None:
         leaves = {path: _merged(path, leaves, adapters) for path in result.plan.leaves}
     shapes = {name: released.tensors[key].shape for key, name in result.names.items()}
-    with weights_folder(pathlib.Path(target).absolute(), leaves, report) as part:
+    with weights_folder(target, leaves, report) as part:
         (part / NAMES).write_text(json.dumps(shapes) + "\n")
         copy_beside(released.folder, part)
         if run_config is not None:
@@ -228,7 +229,7 @@ def _merged(path: str, leaves: Mapping[str, LazyLeaf], adapters: LoRAConfig) -> 
 
 @contextlib.contextmanager
 def weights_folder(
-    target: pathlib.Path, leaves: Mapping[str, LazyLeaf], report: Report = lambda size: None
+    target: str | pathlib.Path, leaves: Mapping[str, LazyLeaf], report: Report = lambda size: None
 ) -> Iterator[pathlib.Path]:
     """Writes leaves into a folder that `load_weights` reads; the block may put more files into it.
 
@@ -238,8 +239,9 @@ def weights_folder(
       report: is told the elements of each leaf, or piece of one, that was read.
 
     Raises:
-      ConversionError: the disk is too small or full, or the target exists.
+      ConversionError: the disk is too small or full, or the target exists or is in a bucket.
     """
+    target = on_disk(target).absolute()
     check_space(target, sum(leaf.nbytes for leaf in leaves.values()))
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
