@@ -31,13 +31,18 @@ ALL_BUT_CAPTIONS: Groups = ((r"^decoders/\w+/text/", None), *GROUPS["all_links"]
 
 # Of the language model only its embeddings, slowly.
 _WORDS: Groups = ((r"^llm/(embed|head)$", 0.1), (r"^llm/", None))
-# What decoders that paint, and those that see, train slowly or not; offsets are deformable attention's.
+# What decoders that paint, and those that see, train slowly or not; offsets are deformable attention's. The
+# official trainer goes by parts of names: of both reference heads only grounding's says "reference_points".
 _PAINTERS: Groups = (
     (r"^decoders/\w+/(vae|text)/", None),
     (r"^decoders/stable_diffusion/unet/", None),
     (r"^decoders/\w+/mapper/(queries|encoder|decoder)", 0.1),
 )
-_SEERS: Groups = ((r"^decoders/\w+/backbone/", 0.1), (r"/offsets/", 0.1))
+_SEERS: Groups = (
+    (r"^decoders/\w+/backbone/", 0.1),
+    (r"/offsets/", 0.1),
+    (r"^decoders/grounding_dino/decoder/reference_head/", 0.1),
+)
 _LINKS: Groups = ((r"^(queries|decoders)/", 1.0),)
 # Stages with all decoders, or those that paint. In stage 2 the language model learns by adapters too.
 STAGE2: Groups = (

@@ -25,6 +25,7 @@ from vllm2_jax.batch import (
 )
 from vllm2_jax.nn.axes import constrain
 from vllm2_jax.nn.layers import param
+from vllm2_jax.nn.lookup import lookup
 from vllm2_jax.tokens import BANKS, QueryCounts
 
 
@@ -57,14 +58,14 @@ def embed(
       text: token embeddings.
       images: the I image tokens of each group.
       regions: the N region vectors of each group.
-      queries: the table of all queries.
+      queries: the table of all queries, in the precision that their gradients are added up in.
     """
     # Said here, or rows are picked split by width, as their tables are, and then exchanged between devices.
     x, queries = constrain(text, "batch", None, None, None), constrain(queries, None, None)
     for kind, rows in ((IMAGE, images), (REGION, regions)):
         if rows.shape[1]:
             x = jnp.where((inputs.source == kind)[..., None], _in_group(rows, inputs, kind), x)
-    query = queries[jnp.where(inputs.source == LINK, inputs.index, 0)]
+    query = lookup(queries, jnp.where(inputs.source == LINK, inputs.index, 0), x.dtype)
     return jnp.where((inputs.source == LINK)[..., None], query, x)
 
 

@@ -157,7 +157,7 @@ class VisionLLMv2(nnx.Module):
         images, regions = self.see(inputs, key=key)
         text = self.llm.embed_tokens(flatten_groups(inputs.tokens))
         text = text.reshape(*inputs.tokens.shape, -1)
-        return links.embed(inputs, text, images, regions, self.queries.table(text.dtype))
+        return links.embed(inputs, text, images, regions, self.queries.table(jnp.float32))
 
     def hidden(self, inputs: Inputs, *, key: jax.Array | None = None) -> Float[Array, "G R L D"]:
         """Hidden states after the last norm: what the head and the decoders read.
@@ -189,7 +189,8 @@ class VisionLLMv2(nnx.Module):
 
         Args:
           batch: task name -> its rows.
-          key: as in `hidden`; decoders get one folded from it.
+          key: as in `hidden`; decoders get one folded from it, or from a fixed one: their losses are always
+            those of training.
 
         Returns:
           The terms whose means add up to the training loss (`lm`, `<decoder>/<term>`; official: plain sum,

@@ -11,7 +11,7 @@ import pytest
 from tests.llm import small
 from vllm2_jax.batch import IGNORE
 from vllm2_jax.llm.llama import LlamaConfig
-from vllm2_jax.llm.loss import cross_entropy
+from vllm2_jax.llm.loss import total_and_rows
 from vllm2_jax.nn.stack import REMAT
 
 IDS = small.tokens(2, 12)
@@ -97,7 +97,7 @@ def test_cached_steps_equal_one_pass(llm):
 
 
 def loss(llm, chunk=0):
-    return cross_entropy(small.hidden(llm, IDS), IDS, llm.head, chunk=chunk)[0][0]
+    return total_and_rows(small.hidden(llm, IDS), IDS, llm.head, chunk=chunk)[0]
 
 
 def test_remat_gives_the_same_gradients(llm):
@@ -136,9 +136,11 @@ def test_loss_by_hand(llm):
         total += np.log(np.exp(scores - scores[label]).sum())
         right += scores.argmax() == label
         count += 1
-    (loss, weight), (correct, again) = cross_entropy(hidden, labels(), llm.head)
+    loss, rows = total_and_rows(hidden, labels(), llm.head)
     np.testing.assert_allclose(loss, total, rtol=1e-5)
-    assert (weight, again, correct) == (count, count, right) and count == 22 - 4
+    of_rows, correct, weight = (row.sum() for row in rows)
+    np.testing.assert_allclose(of_rows, total, rtol=1e-5)
+    assert (weight, correct) == (count, right) and count == 22 - 4
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 12])
@@ -148,8 +150,8 @@ def test_chunks_give_the_same_loss_accuracy_and_gradients(llm, chunk):
     easy = jnp.pad(easy[:, :-1], ((0, 0), (1, 0)))  # a third of the labels are the best tokens
 
     def values(hidden, head, chunk):
-        (total, weight), (correct, _) = cross_entropy(hidden, easy, head, chunk=chunk)
-        return total, (weight, correct)
+        total, (_, correct, weight) = total_and_rows(hidden, easy, head, chunk=chunk)
+        return total, (weight.sum(), correct.sum())
 
     run = jax.jit(jax.value_and_grad(values, (0, 1), has_aux=True), static_argnums=2)
     (want, counts), want_gradients = run(hidden, llm.head, 0)
@@ -162,7 +164,7 @@ def test_chunks_give_the_same_loss_accuracy_and_gradients(llm, chunk):
 
 def test_a_batch_without_labels_has_no_loss_and_no_nan(llm):
     def nothing(hidden):
-        return cross_entropy(hidden, jnp.full(IDS.shape, IGNORE), llm.head, chunk=5)[0][0]
+        return total_and_rows(hidden, jnp.full(IDS.shape, IGNORE), llm.head, chunk=5)[0]
 
     value, gradient = jax.value_and_grad(nothing)(small.hidden(llm, IDS))
     assert value == 0 and (gradient == 0).all()

@@ -141,6 +141,18 @@ def test_low_precision_values_are_summed_in_float32(way, request):
     assert gradient.dtype == jnp.bfloat16
 
 
+def test_gradients_of_many_chunks_are_summed_in_float32(monkeypatch):
+    monkeypatch.setattr(sample_rows, "CHUNK", 1)  # 128 queries at a time
+    value, weights = jnp.ones((1, 4, 1, 1), jnp.bfloat16), jnp.ones((1, 38_400, 1, 1, 1))
+    locations = jnp.full((*weights.shape, 2), 0.5)
+
+    def total(value):
+        return sample_rows.sample_rows(value, ((2, 2),), locations, weights).sum()
+
+    # A quarter of all queries; a sum in bfloat16 gets stuck at 8,192.
+    np.testing.assert_array_equal(jax.grad(total)(value).astype(jnp.float32).ravel(), 9600)
+
+
 def test_lost_locations_stay_lost_and_harm_no_other_row(way):
     value, locations, weights = draw()
     got = way(value, locations.at[0, 0].set(jnp.nan), weights)

@@ -18,7 +18,7 @@ from vllm2_jax.convert import visionllmv2
 from vllm2_jax.convert.lora import plain_name
 from vllm2_jax.llm.llama import Llama
 from vllm2_jax.llm.lora import LoRAConfig
-from vllm2_jax.llm.loss import cross_entropy
+from vllm2_jax.llm.loss import total_and_rows
 
 
 def cases(folder: pathlib.Path) -> Iterator[Case]:
@@ -52,8 +52,8 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
     def loss(params: nnx.State) -> jax.Array:
         model = nnx.merge(graph, params)
         states = hidden(model.llm, flatten_groups(model.embed(inputs)))
-        (total, weight), _ = cross_entropy(states, labels, model.llm.head)
-        return total / weight
+        total, (_, _, weight) = total_and_rows(states, labels, model.llm.head)
+        return total / weight.sum()
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     yield "language model loss", np.asarray(value), data["lm_loss"]

@@ -43,9 +43,7 @@ def table(config: GroundingDINOConfig, *, public: bool = False, packed: bool | N
 
 
 def _levels(config: GroundingDINOConfig) -> list[Row]:
-    extra = (
-        layers.linear(r"model\.input_proj_vision\.3\.0", "levels/extra", CONV) if config.levels > 3 else []
-    )
+    extra = layers.linear(r"model\.input_proj_vision\.3\.0", "levels/extra", CONV)
     return [
         *layers.linear(r"model\.input_proj_vision\.([0-2])\.0", "levels/projections/{1}", POINTWISE),
         *(extra if config.levels > 3 else []),

@@ -17,7 +17,7 @@ from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.llm.llama import LlamaConfig
 from vllm2_jax.llm.lora import LoRAConfig
 from vllm2_jax.model import ModelConfig
-from vllm2_jax.nn.rope import RopeConfig
+from vllm2_jax.nn.rope import SCALINGS, RopeConfig
 from vllm2_jax.tokens import QueryCounts
 from vllm2_jax.vision import VisionConfig
 from vllm2_jax.vision.bridge import BridgeConfig
@@ -92,7 +92,11 @@ def model_config(
 
 
 def vision_config(official: Mapping[str, Any]) -> VisionConfig:
-    """Sizes of the tower: InternViT where the config speaks of `qk_normalization`, CLIP otherwise."""
+    """Sizes of the tower: InternViT where the config speaks of `qk_normalization`, CLIP otherwise.
+
+    Raises:
+      ConversionError: an activation that this tower does not have here.
+    """
     official = official.get("vision_config", official)  # CLIP's own folder has text and image side by side
     sizes = {
         "width": official["hidden_size"],
@@ -102,7 +106,9 @@ def vision_config(official: Mapping[str, Any]) -> VisionConfig:
         "image_size": official["image_size"],
         "patch": official["patch_size"],
     }
-    if "qk_normalization" in official:
+    internvit = "qk_normalization" in official
+    _check_activation(official, "gelu" if internvit else "quick_gelu", "tower")
+    if internvit:
         return InternViTConfig(
             **sizes,
             eps=official.get("layer_norm_eps", 1e-6),
@@ -113,9 +119,13 @@ def vision_config(official: Mapping[str, Any]) -> VisionConfig:
 
 
 def llm_config(official: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> LlamaConfig:
-    """Sizes of a Llama or an InternLM2. The vocabulary is that of the tensors, which may have grown."""
+    """Sizes of a Llama or an InternLM2. The vocabulary is that of the tensors, which may have grown.
+
+    Raises:
+      ConversionError: an activation, a scaling of positions or adapters that our modules do not have.
+    """
+    _check_activation(official, "silu", "language model")
     heads = official["num_attention_heads"]
-    scaling = official.get("rope_scaling") or {}
     embed = [s for n, s in shapes.items() if n.endswith(("embed_tokens.weight", "tok_embeddings.weight"))]
     bias = bool(official.get("bias", official.get("attention_bias", False)))
     return LlamaConfig(
@@ -126,15 +136,32 @@ def llm_config(official: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         kv_heads=official.get("num_key_value_heads") or heads,
         mlp=official["intermediate_size"],
         rms_eps=official.get("rms_norm_eps", 1e-6),
-        rope=RopeConfig(
-            theta=float(official.get("rope_theta", 10_000.0)),
-            scaling=scaling.get("type", "none"),
-            factor=float(scaling.get("factor", 1.0)),
-            max_positions=official.get("max_position_embeddings", 4096),
-        ),
+        rope=_rope(official),
         qkv_bias=bias,
         out_bias=bias,
         lora=_lora(shapes),
+    )
+
+
+def _check_activation(official: Mapping[str, Any], known: str, part: str) -> None:
+    """Raises ConversionError for another activation than the one that our modules compute."""
+    if (found := official.get("hidden_act", known)) != known:
+        raise ConversionError(f"the {part}'s hidden_act is {found!r}, only {known!r} is known")
+
+
+def _rope(official: Mapping[str, Any]) -> RopeConfig:
+    """How positions turn: all in `rope_parameters` since transformers 5, before in two fields."""
+    found: dict[str, Any] = {"rope_theta": official.get("rope_theta", 10_000.0)}
+    found |= (official.get("rope_scaling") or {}) | (official.get("rope_parameters") or {})
+    scaling = found.get("rope_type", found.get("type", "default"))
+    if scaling not in ("default", *SCALINGS):
+        known = ", ".join(SCALINGS)
+        raise ConversionError(f"the language model's rope_type is {scaling!r}, only {known} are known")
+    return RopeConfig(
+        theta=float(found["rope_theta"]),
+        scaling="none" if scaling == "default" else scaling,
+        factor=float(found.get("factor", 1.0)),
+        max_positions=official.get("max_position_embeddings", 4096),
     )
 
 
@@ -164,5 +191,10 @@ def _bridge(
 ) -> BridgeConfig:
     """The official `vl_bridge_type`; pixel shuffle is seen from the width that the bridge takes."""
     kind = official.get("vl_bridge_type") or ("internvl_mlp" if internvit else "mlp2x_gelu")
+    kind = "internvl_mlp" if kind == "internvl" else kind  # two names for one bridge
     first = shapes.get("vl_bridge.0.weight") or shapes.get("vl_bridge.weight") or (width,)
-    return BridgeConfig(kind=kind, pixel_shuffle=first[-1] == 4 * width, width_in=width, width_out=width_out)
+    shuffle = first[-1] == 4 * width
+    try:
+        return BridgeConfig(kind=kind, pixel_shuffle=shuffle, width_in=width, width_out=width_out)
+    except ValueError as error:
+        raise ConversionError(f"config.json, vl_bridge_type: {error}") from None

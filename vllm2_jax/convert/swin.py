@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Official names of Swin in its two spellings, without the prefix of a bigger model."""
 
+from vllm2_jax.convert import layers
 from vllm2_jax.convert.rules import Buffer, Row, Rule, Table
 from vllm2_jax.convert.transforms import CONV, TRANSPOSE, join_heads, split, split_heads, split_heads_bias
 from vllm2_jax.vision.swin import SwinConfig, distances
@@ -9,17 +10,14 @@ from vllm2_jax.vision.swin import SwinConfig, distances
 def transformers_table(config: SwinConfig) -> Table:
     """Rows for `SwinBackbone` of transformers: Grounding DINO's `model.backbone.conv_encoder.model.`."""
     rows: list[Row] = [
-        Rule(r"embeddings\.patch_embeddings\.projection\.weight", "patches/kernel", CONV),
-        Rule(r"embeddings\.patch_embeddings\.projection\.bias", "patches/bias"),
-        *_norm(r"embeddings\.norm", "norm"),
+        *layers.linear(r"embeddings\.patch_embeddings\.projection", "patches", CONV),
+        *layers.norm(r"embeddings\.norm", "norm"),
         *_indices(config, "encoder.layers.{}.blocks.{}.attention.self"),
     ]
     for stage, heads in enumerate(config.heads):
         block, ours = rf"encoder\.layers\.{stage}\.blocks\.(\d+)\.", f"stages/{stage}/blocks/{{1}}/"
         for short, name in (("q", "query"), ("k", "key"), ("v", "value")):
-            head = rf"{block}attention\.self\.{name}"
-            rows.append(Rule(head + r"\.weight", f"{ours}attention/{short}/kernel", split_heads(heads)))
-            rows.append(Rule(head + r"\.bias", f"{ours}attention/{short}/bias", split_heads_bias(heads)))
+            rows += layers.into_heads(rf"{block}attention\.self\.{name}", f"{ours}attention/{short}", heads)
         table = block + r"attention\.self\.relative_position_bias_table"
         rows += _block(
             block,
@@ -33,16 +31,15 @@ def transformers_table(config: SwinConfig) -> Table:
         # The official merging belongs to the end of the stage before.
         rows += _merge(rf"encoder\.layers\.{stage - 1}\.downsample", stage) if stage else []
         if stage in config.stages:
-            rows += _norm(rf"hidden_states_norms\.stage{stage + 1}", f"stages/{stage}/norm")
+            rows += layers.norm(rf"hidden_states_norms\.stage{stage + 1}", f"stages/{stage}/norm")
     return rows
 
 
 def original_table(config: SwinConfig) -> Table:
     """Rows for the original `SwinTransformer`: UniPose's `backbone.0.`."""
     rows: list[Row] = [
-        Rule(r"patch_embed\.proj\.weight", "patches/kernel", CONV),
-        Rule(r"patch_embed\.proj\.bias", "patches/bias"),
-        *_norm(r"patch_embed\.norm", "norm"),
+        *layers.linear(r"patch_embed\.proj", "patches", CONV),
+        *layers.norm(r"patch_embed\.norm", "norm"),
         *_indices(config, "layers.{}.blocks.{}.attn"),
     ]
     for stage, heads in enumerate(config.heads):
@@ -62,7 +59,7 @@ def original_table(config: SwinConfig) -> Table:
         )
         rows += _merge(rf"layers\.{stage - 1}\.downsample", stage) if stage else []
         if stage in config.stages:
-            rows += _norm(rf"norm{stage}", f"stages/{stage}/norm")
+            rows += layers.norm(rf"norm{stage}", f"stages/{stage}/norm")
     return rows
 
 
@@ -75,25 +72,19 @@ def _indices(config: SwinConfig, attention: str) -> list[Row]:
     ]
 
 
-def _norm(official: str, ours: str) -> list[Row]:
-    return [Rule(official + r"\.weight", f"{ours}/scale"), Rule(official + r"\.bias", f"{ours}/bias")]
-
-
 def _block(
     block: str, ours: str, heads: int, *, norms: tuple[str, str], out: str, mlp: tuple[str, str]
 ) -> list[Row]:
     """What both spellings have alike in a block: norms, output projection and feed-forward."""
-    rows = [row for i, norm in enumerate(norms) for row in _norm(block + norm, f"{ours}norm{i + 1}")]
-    rows.append(Rule(rf"{block}{out}\.weight", f"{ours}attention/out/kernel", join_heads(heads)))
-    rows.append(Rule(rf"{block}{out}\.bias", f"{ours}attention/out/bias"))
+    rows = [row for i, norm in enumerate(norms) for row in layers.norm(block + norm, f"{ours}norm{i + 1}")]
+    rows += layers.linear(block + out, f"{ours}attention/out", join_heads(heads))
     for official, layer in zip(mlp, ("up", "down"), strict=True):
-        rows.append(Rule(rf"{block}{official}\.weight", f"{ours}mlp/{layer}/kernel", TRANSPOSE))
-        rows.append(Rule(rf"{block}{official}\.bias", f"{ours}mlp/{layer}/bias"))
+        rows += layers.linear(block + official, f"{ours}mlp/{layer}")
     return rows
 
 
 def _merge(official: str, stage: int) -> list[Row]:
     return [
-        *_norm(official + r"\.norm", f"stages/{stage}/merge_norm"),
+        *layers.norm(official + r"\.norm", f"stages/{stage}/merge_norm"),
         Rule(official + r"\.reduction\.weight", f"stages/{stage}/merge/kernel", TRANSPOSE),
     ]

@@ -24,6 +24,7 @@ from vllm2_jax.llm.lora import ATTENTION, PROJECTIONS, LoRA, LoRAConfig
 from vllm2_jax.nn.attention import attention
 from vllm2_jax.nn.axes import constrain
 from vllm2_jax.nn.layers import Axes, RMSNorm, contract, param
+from vllm2_jax.nn.lookup import lookup
 from vllm2_jax.nn.rope import RopeConfig, rotate, rotation
 from vllm2_jax.nn.stack import run, stack, unstack
 
@@ -208,7 +209,7 @@ class Llama(nnx.Module):
 
     def embed_tokens(self, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Rows of the embedding table."""
-        return self.embed[...].astype(self.dtype)[ids]
+        return lookup(self.embed[...], ids, self.dtype)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of the next token, summed and returned in float32."""

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vllm2_jax.nn.dropout import dropout
 from vllm2_jax.nn.layers import Axes, param
 
 ATTENTION = ("q", "k", "v", "out")
@@ -74,9 +75,7 @@ class LoRA(nnx.Module):
     def __call__(self, x: Float[Array, "*I"], key: jax.Array | None = None) -> Float[Array, "*O"]:
         """What the adapter adds to the projection's output; inputs are dropped only when a key is given."""
         a, b = self.a[...].astype(self.dtype), self.b[...].astype(self.dtype)
-        if key is not None and self.config.dropout > 0:
-            keep = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
-            x = jnp.where(keep, x / (1 - self.config.dropout), 0).astype(x.dtype)
+        x = dropout(x, self.config.dropout, key)
         return self.config.scale * jnp.tensordot(jnp.tensordot(x, a, a.ndim - 1), b, 1)
 
 
@@ -87,5 +86,7 @@ def fold(
     scale: float,
 ) -> Float[Array, "N *K"]:
     """Kernels W + scale A B of N stacked layers, summed in float32 and returned in the dtype of W."""
-    product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(a.astype(jnp.float32), b.astype(jnp.float32))
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    exact = jax.lax.Precision.HIGHEST  # a TPU multiplies float32 as bfloat16 otherwise
+    product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1, precision=exact))(a, b)
     return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)

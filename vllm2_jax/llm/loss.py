@@ -9,33 +9,19 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from vllm2_jax.batch import IGNORE, Weighted
+from vllm2_jax.batch import IGNORE
 from vllm2_jax.llm.llama import project_to_vocab
 from vllm2_jax.nn.axes import dividing_axes
 
 Rows = tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]
 
 
-def cross_entropy(
-    hidden: Float[Array, "B L D"], labels: Int[Array, "B L"], head: nnx.Param, *, chunk: int = 0
-) -> tuple[Weighted, Weighted]:
-    """Cross entropy of each label, read from the hidden state of the column before it.
-
-    Arguments as in `total_and_rows`.
-
-    Returns:
-      (sum of losses, number of labels) and (number of labels that score highest, number of labels).
-    """
-    total, (_, correct, weight) = total_and_rows(hidden, labels, head, chunk=chunk)
-    return (total, weight.sum()), (correct.sum(), weight.sum())
-
-
 def total_and_rows(
     hidden: Float[Array, "B L D"], labels: Int[Array, "B L"], head: nnx.Param, *, chunk: int = 0
 ) -> tuple[Float[Array, ""], Rows]:
-    """Summed loss of all rows; then of each row: loss, number of labels that score highest, of labels.
+    """Cross entropy of each label, read from the hidden state of the column before it.
 
-    Only the sum has a gradient. The values of rows are for people to watch.
+    Only the sum of all rows has a gradient. The values of rows are for people to watch.
 
     The float32 logits of 4096 columns of 32,026 tokens take 0.5 GiB a row, twice that with their gradient.
     With `chunk` they exist for that many columns a row at a time, and only for columns with a label (a
@@ -47,6 +33,9 @@ def total_and_rows(
       labels: token each column should be predicted as, or IGNORE; the first column's is never used.
       head: `[D, V]`.
       chunk: columns a row at a time; 0 for all.
+
+    Returns:
+      Summed loss of all rows; then of each row: loss, number of labels that score highest, number of labels.
     """
     if chunk < 0:
         raise ValueError(f"the loss chunk is {chunk}; give a number of columns, or 0 for all at once")

@@ -27,7 +27,6 @@ LECUN_NORMAL = nnx.initializers.lecun_normal()
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "silu": jax.nn.silu,
 }
 
 
@@ -204,27 +203,34 @@ def contract(
     shared (its input), and it transposes whatever has several axes to sum over: rows become one axis, and so
     do those of a wide kernel. On a mesh rows keep their axes, and the first output axis of a `gated` layer
     stays apart: any of them may be split over devices.
+
+    Products of float32 are float32 everywhere: a TPU rounds their factors to bfloat16 where nothing is said.
     """
-    return jnp.tensordot(x, kernel, axes)
+    return jnp.tensordot(x, kernel, axes, precision=_precision(x))
+
+
+def _precision(x: Array) -> jax.lax.Precision | None:
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
 
 def _contract_forward(x, kernel, axes, gated):
-    return jnp.tensordot(x, kernel, axes), (x, kernel)
+    return contract(x, kernel, axes, gated), (x, kernel)
 
 
 def _contract_backward(axes, gated, saved, gradient):
     x, kernel = saved
+    precision = _precision(x)
     shape, split = x.shape, jax.sharding.get_abstract_mesh().size > 1
     if not split:
         x = x.reshape(-1, *kernel.shape[:axes])
         gradient = gradient.reshape(-1, *kernel.shape[axes:])
     rows = x.ndim - axes
     summed = tuple(range(rows))
-    d_kernel = jax.lax.dot_general(x, gradient, ((summed, summed), ((), ())))
+    d_kernel = jax.lax.dot_general(x, gradient, ((summed, summed), ((), ())), precision=precision)
 
     def at_once(gradient, kernel):
         outs = tuple(range(rows, gradient.ndim)), tuple(range(axes, kernel.ndim))
-        return jax.lax.dot_general(gradient, kernel, (outs, ((), ())))
+        return jax.lax.dot_general(gradient, kernel, (outs, ((), ())), precision=precision)
 
     def as_matrices(gradient, kernel):
         if gated and split:
@@ -234,7 +240,8 @@ def _contract_backward(axes, gated, saved, gradient):
 
     def as_matrix(gradient, kernel):
         matrix = kernel.reshape(math.prod(kernel.shape[:axes]), -1)
-        return jnp.dot(gradient.reshape(*x.shape[:rows], -1), matrix.T).reshape(x.shape)
+        wide = gradient.reshape(*x.shape[:rows], -1)
+        return jnp.dot(wide, matrix.T, precision=precision).reshape(x.shape)
 
     if kernel.ndim == 2 or kernel.size < WIDE:
         d_x = at_once(gradient, kernel)

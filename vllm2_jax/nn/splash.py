@@ -15,7 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from vllm2_jax.nn.axes import mesh_axes
+from vllm2_jax.nn.axes import dividing_axes
 
 LANES = 128  # columns and head widths are padded to what a TPU register holds
 BLOCKS = (512, 384, 256, 128)
@@ -95,15 +95,10 @@ def _split(rows: int, heads: int, k: jax.Array, v: jax.Array):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return None, None, k, v
-
-    def dividing(name: str, count: int):
-        axes = mesh_axes(name)
-        return axes if axes and count % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
-
-    over_heads = dividing("heads", heads)
+    over_heads = dividing_axes("heads", heads)
     if over_heads and k.shape[2] % math.prod(mesh.shape[axis] for axis in over_heads):
         k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
-    return dividing("batch", rows), over_heads, k, v
+    return dividing_axes("batch", rows), over_heads, k, v
 
 
 def _interpret() -> bool:

@@ -30,16 +30,15 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 }
 
 
-def remat_policy(name: str) -> Callable[..., Any] | None:
-    """Looks `name` up in `REMAT`; raises ValueError with the known names."""
-    if name not in REMAT:
-        raise ValueError(f"unknown remat policy {name!r}; choose one of {', '.join(REMAT)}")
-    return REMAT[name]
-
-
 def rematted(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """`body(block, ...)` whose backward pass keeps what the policy `remat` says, for blocks of any size."""
-    policy = remat_policy(remat)
+    """`body(block, ...)` whose backward pass keeps what the policy `remat` says, for blocks of any size.
+
+    Raises:
+      ValueError: a policy that is not in `REMAT`.
+    """
+    if remat not in REMAT:
+        raise ValueError(f"unknown remat policy {remat!r}; choose one of {', '.join(REMAT)}")
+    policy = REMAT[remat]
     return body if policy is None else jax.checkpoint(body, policy=policy)
 
 

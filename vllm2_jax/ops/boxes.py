@@ -25,19 +25,12 @@ def area(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def iou(
-    a: Float[Array, "*B N 4"], b: Float[Array, "*B M 4"], *, eps: float = 0.0
-) -> tuple[Float[Array, "*B N M"], Float[Array, "*B N M"]]:
-    """Intersection over union of every pair of `xyxy` boxes, and the union.
+def giou(a: Float[Array, "*B N 4"], b: Float[Array, "*B M 4"], *, eps: float = 0.0) -> Float[Array, "*B N M"]:
+    """Generalised IoU of every pair of `xyxy` boxes, -1 to 1.
 
     Args:
-      eps: added to the divisor: 0 in Grounding DINO, 1e-6 in UniPose.
+      eps: added to both divisors, union and hull: 0 in Grounding DINO, 1e-6 in UniPose.
     """
-    return _iou(a[..., :, None, :], b[..., None, :, :], eps)
-
-
-def giou(a: Float[Array, "*B N 4"], b: Float[Array, "*B M 4"], *, eps: float = 0.0) -> Float[Array, "*B N M"]:
-    """Generalised IoU of every pair of `xyxy` boxes, -1 to 1; `eps` as in `iou`, for the hull as well."""
     return paired_giou(a[..., :, None, :], b[..., None, :, :], eps=eps)
 
 

@@ -5,6 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+# Of the focal loss, in both official detectors: weight of targets 1 (targets 0 weigh the rest), and how much
+# less than hard ones easy logits count.
+ALPHA, GAMMA = 0.25, 2.0
+
 
 def sigmoid_bce(logits: Float[Array, "*#B"], targets: Float[Array, "*#B"]) -> Float[Array, "*#B"]:
     """Binary cross entropy of each logit with a target from 0 to 1.
@@ -15,18 +19,12 @@ def sigmoid_bce(logits: Float[Array, "*#B"], targets: Float[Array, "*#B"]) -> Fl
     return jnp.maximum(x, 0) - x * targets + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-def sigmoid_focal(
-    logits: Float[Array, "*#B"], targets: Float[Array, "*#B"], *, alpha: float = 0.25, gamma: float = 2.0
-) -> Float[Array, "*#B"]:
-    """Focal loss of each (finite) logit: cross entropy times (how wrong it is) ** gamma.
-
-    Args:
-      alpha: weight of targets 1; targets 0 weigh 1 - alpha. Both official losses fix 0.25 and gamma 2.
-    """
+def sigmoid_focal(logits: Float[Array, "*#B"], targets: Float[Array, "*#B"]) -> Float[Array, "*#B"]:
+    """Focal loss of each (finite) logit: cross entropy times (how wrong it is) ** GAMMA, weighed by ALPHA."""
     p = jax.nn.sigmoid(logits.astype(jnp.float32))
     right = p * targets + (1 - p) * (1 - targets)
-    weight = alpha * targets + (1 - alpha) * (1 - targets)
-    return weight * (1 - right) ** gamma * sigmoid_bce(logits, targets)
+    weight = ALPHA * targets + (1 - ALPHA) * (1 - targets)
+    return weight * (1 - right) ** GAMMA * sigmoid_bce(logits, targets)
 
 
 def dice(

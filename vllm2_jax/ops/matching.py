@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from optax.assignment import hungarian_algorithm
 
 from vllm2_jax.nn.axes import on_each_device
+from vllm2_jax.ops.losses import ALPHA, GAMMA
 
 LARGEST = 1e5  # stands for a cost that is not a number; float32 still resolves 0.01 beside it
 
@@ -36,16 +37,14 @@ def match(cost: Float[Array, "B Q N"], valid: Bool[Array, "B N"]) -> Int[Array, 
     return on_each_device(jax.vmap(_assign), rows)(cost)
 
 
-def class_cost(
-    logits: Float[Array, "*B Q K"], labels: Int[Array, "*B N"], *, alpha: float = 0.25, gamma: float = 2.0
-) -> Float[Array, "*B Q N"]:
+def class_cost(logits: Float[Array, "*B Q K"], labels: Int[Array, "*B N"]) -> Float[Array, "*B Q N"]:
     """What the focal loss would gain if a query's target were the class of each target.
 
     Saturates beyond logits of about +-15, as in the official matchers.
     """
     p = jax.nn.sigmoid(logits.astype(jnp.float32))
-    positive = alpha * (1 - p) ** gamma * -jnp.log(p + 1e-8)
-    negative = (1 - alpha) * p**gamma * -jnp.log(1 - p + 1e-8)
+    positive = ALPHA * (1 - p) ** GAMMA * -jnp.log(p + 1e-8)
+    negative = (1 - ALPHA) * p**GAMMA * -jnp.log(1 - p + 1e-8)
     return jnp.take_along_axis(positive - negative, labels[..., None, :], axis=-1)
 
 

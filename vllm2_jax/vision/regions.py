@@ -119,7 +119,7 @@ class RegionEncoder(nnx.Module):
         if self.query is not None:
             if levels != 1:
                 raise ValueError(f"the pooling cross_attn takes one level, not {levels}")
-            return self.out(self.query(cells.reshape(features[0].shape) + features[0]))
+            return self.out(self.query.pool(cells.reshape(features[0].shape) + features[0]))
 
         if config.pooling == "mean":
             weights = mean_weights(masks, config.patch)[None]

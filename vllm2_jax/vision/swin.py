@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vllm2_jax.nn.axes import constrain
 from vllm2_jax.nn.dropout import drop_path, keys
 from vllm2_jax.nn.layers import LayerNorm, einsum, linear, param, patch_conv
-from vllm2_jax.nn.stack import remat_policy
+from vllm2_jax.nn.stack import rematted
 from vllm2_jax.vision.vit import Mlp
 
 DROPS = ("attention", "linear")
@@ -177,9 +177,8 @@ class Stage(nnx.Module):
             x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
             corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
             x = self.merge(self.merge_norm(jnp.concatenate(corners, axis=-1)))
-        policy = remat_policy(remat)
+        apply = rematted(Block.__call__, remat)
         for block, drop in zip(self.blocks, keys(key, len(self.blocks)), strict=True):
-            apply = Block.__call__ if policy is None else jax.checkpoint(Block.__call__, policy=policy)
             x = apply(block, x, drop)
         return x
 

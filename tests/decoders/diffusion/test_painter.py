@@ -297,6 +297,11 @@ def test_what_raises():
             painter(False).loss(links(1), found, key=jax.random.key(0))
     with pytest.raises(ValueError, match="lack input or input_moments"):
         painter(True).loss(links(1), targets(1, edits=False), key=jax.random.key(0))
+    encoded = {"moments": jnp.zeros((1, 8, 8, 8)), "caption": targets(1, edits=False)["caption"]}
+    with pytest.raises(ValueError, match="objective='both' trains the autoencoder, which needs pictures"):
+        jax.eval_shape(
+            lambda: make(edits=False, objective="both").loss(links(1), encoded, key=jax.random.key(0))
+        )
     with pytest.raises(ValueError, match="editing needs the picture"):
         painter(True).predict(links(1), Request(seed=jnp.zeros(1, int)), key=jax.random.key(0))
     with pytest.raises(ValueError, match="steps=0"):

@@ -68,11 +68,19 @@ class Painter(nnx.Module):
           links: B rows with K places for links.
           targets: arrays by name, see `targets.Targets`.
           key: of everything random.
+
+        Raises:
+          ValueError: targets that are not whole, or moments where the encoder that made them is trained.
         """
         count = links.valid.shape[1]
         found = jax.tree.map(lambda x: for_links(x, count), read_targets(targets, edits=self.edits))
         terms = {}
         if self.config.objective != "noise":
+            if found.moments is not None or found.input_moments is not None:
+                raise ValueError(
+                    f"objective={self.config.objective!r} trains the autoencoder, which needs pictures; the "
+                    "targets have moments: take a dataset that is not `encoded`"
+                )
             own = jax.random.fold_in(key, 1)
             terms = self.autoencoder_losses(own, found.image, links.valid.reshape(-1))
         if self.config.objective != "autoencoder":

@@ -79,10 +79,9 @@ def leading(steps: int, schedule: ScheduleConfig) -> list[int]:
     Raises:
       ValueError: so many steps that the first time would lie beyond the schedule.
     """
-    times = [i * (schedule.steps // steps) + 1 for i in reversed(range(steps))]
-    if times[0] >= schedule.steps:
-        raise ValueError(f"steps={steps}: this sampler takes at most {schedule.steps // 2}")
-    return times
+    if steps >= schedule.steps:
+        raise ValueError(f"steps={steps}: this sampler takes at most {schedule.steps - 1}")
+    return [i * (schedule.steps // steps) + 1 for i in reversed(range(steps))]
 
 
 def ddim(steps: int, schedule: ScheduleConfig) -> tuple[float, list[Step]]:
@@ -212,7 +211,9 @@ def sample(
         latents, kept, history = carry
         noise = predict(latents * row.scale, row.time)
         kept = jnp.where(row.keep, latents, kept)
-        mixed = row.noise[0] * noise + jnp.tensordot(row.noise[1:], history, 1)
+        # Sums, not a product: a TPU would multiply in bfloat16.
+        earlier = sum(share * old for share, old in zip(row.noise[1:], history, strict=True))
+        mixed = row.noise[0] * noise + earlier
         base = jnp.where(row.restart, kept, latents)
         latents = row.latents * base + mixed + row.fresh * fresh(number)
         pushed = jnp.concatenate([noise[None], history[:-1]])

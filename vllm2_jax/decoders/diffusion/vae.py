@@ -97,7 +97,7 @@ class Encoder(nnx.Module):
         self.norm_out = GroupNorm(widths[-1], groups=config.groups, eps=EPS, rngs=rngs)
         self.conv_out = conv3(widths[-1], 2 * config.latent, axes=("conv_in", None), dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w L"]:
+    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w M"]:
         """Pixels in [-1, 1]; sides that are no multiple of the factor are rounded down."""
         x = self.conv_in(x)
         for level in self.levels:

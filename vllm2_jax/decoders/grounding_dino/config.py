@@ -16,7 +16,8 @@ class CriterionConfig:
       points: places at which a predicted mask is compared with the truth.
       oversample: candidates for each of them.
       importance: share of the points that are the most uncertain candidates.
-      denoising: about how many noisy copies of objects a row gets, half of them positive; 0 for none.
+      denoising: about how many positive noisy copies of objects a row gets, and as many negative ones; 0 for
+        none.
       label_noise: twice the share of copies that get a random class.
       box_noise: corners move by up to this many half sides (negative copies up to one further).
       labelbook: random classes are drawn among the first that many of a batch.
