@@ -128,7 +128,8 @@ def test_a_read_that_hangs_ends_all(tmp_path):
 
 
 def test_a_dead_worker_process_ends_all(tmp_path):
-    with Crew(tmp_path, 2, 100_000, save_every=10**6, workers=2, timeout=10.0) as crew:
+    # Time enough for the workers to start on a busy machine, each of them imports all readers.
+    with Crew(tmp_path, 2, 100_000, save_every=10**6, workers=2, timeout=60.0) as crew:
         crew.wait_for_step(3)
         threads = pathlib.Path(f"/proc/{crew.members[1].pid}/task")  # each lists the children it started
         workers = [
