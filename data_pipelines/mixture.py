@@ -128,7 +128,8 @@ def _taught_row(example: Example, *, tokenizer: Tokenizer, spec: CollateSpec, sh
     Raises:
       DataError: see `make_row`; also if there is no answer at all.
     """
-    turns = example.turns[:-1] if example.turns[-1:] and example.turns[-1][0] == "human" else example.turns
+    unanswered = bool(example.turns) and example.turns[-1][0] == "human"
+    turns = example.turns[:-1] if unanswered else example.turns
     if all(role == "human" for role, _ in turns):
         raise DataError(
             "there is no answer to learn from",
