@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Region masks from boxes, polygons and COCO run lengths, and their boxes."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from data_pipelines.errors import DataError
 from data_pipelines.images import bilinear
+from data_pipelines.records import are_numbers
 
 # x0, y0, x1, y1 in pixels.
 Box = Sequence[float | int] | Float[np.ndarray, " 4"]
@@ -93,8 +93,7 @@ def segmentation_mask(
 
 def _numbers(values: Any) -> Float[np.ndarray, " n"]:
     """A list of a segmentation; raises DataError if something in it is not a finite number."""
-    good = isinstance(values, list | tuple)
-    if not good or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+    if not are_numbers(values):
         raise DataError(
             f"{values!r:.60} is not a list of finite numbers",
             field="segmentation",

@@ -2,6 +2,7 @@
 """Reads annotation files: JSON lists and JSON lines, with errors that name file, record and field."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -12,13 +13,11 @@ def read_json(file: str | pathlib.Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-      DataError: the file is missing or not JSON.
+      DataError: the file is missing, not UTF-8 or not JSON.
     """
     try:
-        return json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError("no such file", file=file, remedy="check the path in the config") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(_text(file))
+    except json.JSONDecodeError as error:
         raise DataError(f"not JSON ({error})", file=file, remedy="download or repair the file") from error
 
 
@@ -28,14 +27,8 @@ def read_lines(file: str | pathlib.Path) -> list[tuple[str, Any]]:
     Raises:
       DataError: a missing file, one that is not UTF-8, or bad JSON (with the line).
     """
-    try:
-        texts = pathlib.Path(file).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise DataError("no such file", file=file, remedy="check the path in the config") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 ({error})", file=file, remedy="download or repair the file") from error
     found = []
-    for number, text in enumerate(texts, 1):
+    for number, text in enumerate(_text(file).split("\n"), 1):
         if not text.strip():
             continue
         try:
@@ -45,6 +38,15 @@ def read_lines(file: str | pathlib.Path) -> list[tuple[str, Any]]:
                 f"not JSON ({error})", file=file, record=f"line {number}", remedy="repair the line"
             ) from error
     return found
+
+
+def _text(file: str | pathlib.Path) -> str:
+    try:
+        return pathlib.Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError("no such file", file=file, remedy="check the path in the config") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 ({error})", file=file, remedy="download or repair the file") from error
 
 
 def read_records(file: str | pathlib.Path) -> list[dict]:
@@ -102,10 +104,10 @@ def need_box(record: dict, field: str, *, file, index) -> list[float]:
     Arguments as for `need`.
 
     Raises:
-      DataError: the field is missing or not a list of four numbers.
+      DataError: the field is missing or not a list of four finite numbers.
     """
     box = need(record, field, list, file=file, index=index)
-    if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+    if not are_numbers(box, 4):
         raise DataError(
             f"{box!r:.60} is not x, y, width, height",
             file=file,
@@ -114,3 +116,9 @@ def need_box(record: dict, field: str, *, file, index) -> list[float]:
             remedy="repair the box",
         )
     return box
+
+
+def are_numbers(values: Any, count: int | None = None) -> bool:
+    """Whether `values` is a list of finite numbers, `count` of them if it is given."""
+    good = isinstance(values, list | tuple) and count in (None, len(values))
+    return good and all(isinstance(value, int | float) and math.isfinite(value) for value in values)

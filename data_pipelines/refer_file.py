@@ -25,7 +25,7 @@ from data_pipelines.coco_file import CocoFile, read_coco
 from data_pipelines.errors import DataError
 from data_pipelines.images import check_size
 from data_pipelines.masks import segmentation_mask
-from data_pipelines.records import need, read_json, read_records
+from data_pipelines.records import are_numbers, need, read_json, read_records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +230,16 @@ def _read_reasonseg(folder: pathlib.Path) -> list[Reference]:
         for shape in need(record, "shapes", list, **place):
             # LISA's files mark what cannot be decided "ignore", and whole pictures without a target "flag".
             label = need(shape, "label", str, **place).lower()
-            outline = np.ravel(need(shape, "points", list, **place)).tolist()
+            points = need(shape, "points", list, **place)
+            if not all(are_numbers(point, 2) for point in points):
+                raise DataError(
+                    f"{points!r:.60} is not a list of points",
+                    file=file,
+                    record=file.stem,
+                    field="points",
+                    remedy="give x, y of each corner, or drop the shape",
+                )
+            outline = [value for point in points for value in point]
             (target if "target" in label else ignored if "ignore" in label else []).append(outline)
         if not target:
             raise DataError(

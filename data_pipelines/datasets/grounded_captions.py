@@ -19,7 +19,7 @@ from data_pipelines.conversation import IMAGE_MARK, Turn, link
 from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.images import Mode, check_size
-from data_pipelines.records import need, read_records
+from data_pipelines.records import are_numbers, need, read_records
 from data_pipelines.templates import load_templates, pick
 from data_pipelines.viewing import Viewing, annotate, make_viewing, read_picture, truth
 from vllm2_jax.tokens import SPECIAL_TOKENS, QueryCounts
@@ -99,8 +99,7 @@ class GroundedCaptionSource:
     def _corners(self, boxes: list, size: tuple[int, int], record: str) -> np.ndarray:
         found = np.zeros((len(boxes), 4), np.float32)
         for number, box in enumerate(boxes):
-            numbers = isinstance(box, list) and all(isinstance(v, int | float) for v in box)
-            if numbers and len(box) == 4:
+            if are_numbers(box, 4):
                 x, y, w, h = box
                 found[number] = x, y, x + w, y + h
                 cut = found[number].clip(0, [size[1], size[0]] * 2)

@@ -21,7 +21,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.example import Example
 from data_pipelines.images import Mode, Tiling, load_image
 from data_pipelines.masks import box_mask
-from data_pipelines.records import need, read_records
+from data_pipelines.records import are_numbers, need, read_records
 
 _ALL = "<regions>"
 _NUMBER = re.compile(r"\b\d+\b")
@@ -98,7 +98,7 @@ class VcrSource:
         )
 
     def _region(self, box: Any, index: int) -> UInt8[np.ndarray, "S S"]:
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+        if not are_numbers(box, 4):
             raise DataError(
                 f"{box!r:.60} is not left, top, right, bottom",
                 file=self.file,

@@ -214,6 +214,10 @@ def test_bad_outlines(folder, segmentation, message):
     [
         ({"shapes": []}, "record scene, field 'shapes': no shape with the label 'target'"),
         ({"is_sentence": "no"}, "record scene, field 'is_sentence': 'no' is a str"),
+        (
+            {"shapes": [{"label": "target", "points": [[1, 2], [3, 4], [5]]}]},
+            "scene.json, record scene, field 'points': .* is not a list of points",
+        ),
     ],
 )
 def test_bad_reasonseg(folder, change, message):

@@ -2,6 +2,7 @@
 """Readers of region descriptions and recognition, on files written here."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -91,6 +92,7 @@ def test_mixed_forms_are_drawn_from_the_index(folder):
         (coco({"caption": "x", "bbox": [1, 2, 3]}), "is not x, y, width, height"),
         (coco(LEFT_HALF | {"caption": "x", "image_id": 9}), "picture 9 is not among the file's images"),
         (coco({"caption": "x", "bbox": [1, 2, None, 4]}), "annotation 100, field 'bbox': .* is not x, y"),
+        (coco({"caption": "x", "bbox": [1, math.nan, 3, 4]}), "annotation 100, field 'bbox': .* is not x, y"),
         (coco({"caption": "x", "bbox": [1, "2", 3, 4]}), "annotation 100, field 'bbox': .* is not x, y"),
         (coco(LEFT_HALF | {"caption": "x", "area": "5"}), "annotation 100, field 'area': '5' is a str"),
         ({"images": []}, "field 'annotations': the field is missing"),
