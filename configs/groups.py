@@ -13,13 +13,6 @@ GROUPS: dict[str, Groups] = {
     "stage1_pretrain": ((r"^(bridge|regions)/", 1.0), (r"^(vision|queries|llm)/", None)),
     # Instruction tuning: the whole language model too. No link is called yet, so queries stay.
     "stage1_tune": ((r"^(bridge|regions|llm)/", 1.0), (r"^(vision|queries)/", None)),
-    # The same with adapters; both embeddings are trained in full, as in the official code.
-    "stage1_lora": (
-        (r"/lora/", 1.0),
-        (r"^llm/(embed|head)$", 1.0),
-        (r"^(bridge|regions)/", 1.0),
-        (r"^(vision|queries|llm)/", None),
-    ),
     # A model that starts from nothing, without decoders and with them.
     "all": ((r"^(vision|bridge|regions|llm)/", 1.0), (r"^queries/", None)),
     "all_links": ((r"^(vision|bridge|regions|llm|queries|decoders)/", 1.0),),

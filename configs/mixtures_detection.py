@@ -67,21 +67,23 @@ DETECTION: dict[str, dict[str, Any]] = {
     },
 }
 
-# The thirteen sets of object detection in the wild, folders as they are distributed.
+# The thirteen sets of object detection in the wild: pictures and annotations as they are distributed, and the
+# parts that published results are of.
+_WITHOUT_EMPTY = "annotations_without_background.json"
 _ODINW = {
-    "aerial": "AerialMaritimeDrone/large",
-    "aquarium": "Aquarium/Aquarium Combined.v2-raw-1024.coco",
-    "rabbits": "CottontailRabbits",
-    "ego_hands": "EgoHands/generic",
-    "mushrooms": "NorthAmericaMushrooms/North American Mushrooms.v1-416x416.coco",
-    "packages": "Packages/Raw",
-    "pascal_voc": "PascalVOC",
-    "pistols": "pistols/export",
-    "pothole": "pothole",
-    "raccoon": "Raccoon/Raccoon.v2-raw.coco",
-    "shellfish": "ShellfishOpenImages/raw",
-    "thermal": "thermalDogsAndPeople",
-    "vehicles": "VehiclesOpenImages/416x416",
+    "aerial": ("AerialMaritimeDrone/large/valid", _WITHOUT_EMPTY),
+    "aquarium": ("Aquarium/Aquarium Combined.v2-raw-1024.coco/valid", _WITHOUT_EMPTY),
+    "rabbits": ("CottontailRabbits/valid", _WITHOUT_EMPTY),
+    "ego_hands": ("EgoHands/generic/mini_val", _WITHOUT_EMPTY),
+    "mushrooms": ("NorthAmericaMushrooms/North American Mushrooms.v1-416x416.coco/valid", _WITHOUT_EMPTY),
+    "packages": ("Packages/Raw/valid", _WITHOUT_EMPTY),
+    "pascal_voc": ("PascalVOC/valid", _WITHOUT_EMPTY),
+    "pistols": ("pistols/export", "val_annotations_without_background.json"),
+    "pothole": ("pothole/valid", _WITHOUT_EMPTY),
+    "raccoon": ("Raccoon/Raccoon.v2-raw.coco/valid", _WITHOUT_EMPTY),
+    "shellfish": ("ShellfishOpenImages/raw/valid", _WITHOUT_EMPTY),
+    "thermal": ("thermalDogsAndPeople/valid", _WITHOUT_EMPTY),
+    "vehicles": ("VehiclesOpenImages/416x416/mini_val", _WITHOUT_EMPTY),
 }
 
 
@@ -115,8 +117,8 @@ DETECTION_HELDOUT: dict[str, dict[str, Any]] = {
     "odinw": _held_out(
         ("box",),
         {
-            name: _files(f"odinw/{folder}/test/annotations_without_background.json", f"odinw/{folder}/test")
-            for name, folder in _ODINW.items()
+            name: _files(f"odinw/{folder}/{annotations}", f"odinw/{folder}")
+            for name, (folder, annotations) in _ODINW.items()
         },
     ),
 }

@@ -108,6 +108,7 @@ GROUNDING: dict[str, dict[str, Any]] = {
     "interactive": {
         "rows": 1,
         **_DECODER,
+        "tiles": 1,  # of the whole picture, so that every mark lies in it
         "regions": 20,
         "links": {"det": 20},
         "capacities": _capacities(20),
@@ -127,13 +128,13 @@ GROUNDING: dict[str, dict[str, Any]] = {
         "datasets": {
             name: {
                 "weight": weight,
-                **_files("counting", f"{annotations}.json", images, by="mixed", objects=100),
+                **_files("counting", f"{annotations}.json", images, by="mixed", objects=100, **more),
             }
-            for name, weight, annotations, images in (
-                ("coco", 118.0, "coco/instances_train2017", "coco/train2017"),
-                ("lvis", 100.0, "lvis/lvis_v1_train", "coco"),
-                ("objects365", 300.0, "objects365/objects365_train", "objects365/train"),
-                ("ca44", 24.0, "CA44/train", "CA44/images"),
+            for name, weight, annotations, images, more in (
+                ("coco", 118.0, "coco/instances_train2017", "coco/train2017", {}),
+                ("lvis", 100.0, "lvis/lvis_v1_train", "coco", {"clean_names": True}),
+                ("objects365", 300.0, "objects365/objects365_train", "objects365/train", {}),
+                ("ca44", 24.0, "CA44/train", "CA44/images", {}),
             )
         },
     },
@@ -207,7 +208,7 @@ GROUNDING_HELDOUT: dict[str, dict[str, Any]] = {
         cod10k=_stands_out("COD10K-v3/Test/Image", "COD10K-v3/Test/GT_Object", **_COD10K),
         camo=_stands_out("CAMO/Images/Test", "CAMO/GT", **_HIDDEN),
     ),
-    # Its pictures have up to 60 marks.
+    # Its pictures have up to 60 marks; the tower sees up to five tiles, the marks lie in the whole picture.
     "interactive": {
         **_held_out(
             "interactive",
@@ -219,10 +220,13 @@ GROUNDING_HELDOUT: dict[str, dict[str, Any]] = {
                     "coco/val2017",
                     given=shape,
                     most=64,
+                    image_mode="anyres",
                 )
                 for shape in ("point", "scribble", "box", "mask")
             },
         ),
+        "length": 4608,
+        "tiles": 5,
         "regions": 64,
         "links": {"det": 64},
         "capacities": _capacities(64),

@@ -80,7 +80,7 @@ POSE_HELDOUT: dict[str, dict[str, Any]] = {
     ),
     "ap10k": _task("unikpt", "ap10k", "ap10k/annotations/ap10k-test-split1.json", "ap10k/data", "ap10k"),
     "macaque": _task("unikpt", "macaque", "macaque/macaque_test.json", "macaque/images", "macaque"),
-    "300w": _task("pck", "300w", "300w/face_landmarks_300w_test.json", "300w/images", "300w", max_tiles=1),
+    "300w": _task("pck", "300w", "300w/face_landmarks_300w_valid.json", "300w/images", "300w", max_tiles=1),
     "animal_kingdom": _task(
         "pck", "animal_kingdom", "animal_kingdom/test.json", "animal_kingdom/images", "animal_kingdom"
     ),

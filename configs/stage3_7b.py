@@ -5,8 +5,9 @@
         --config.data.root=DATA --config.data.tokenizer=VICUNA --config.init.weights=runs/stage2
 
 Hardware: as stage 2, whose batch of 256 rows it has; not run yet. Of the language model only both embeddings
-learn: the paper says frozen, the official code can do either. 450,000 steps are the 9.61 M samples 12 times;
-how often which dataset was drawn was not published. Here two of eight rows paint and one edits.
+learn: the paper says frozen, the official code can do either. 450,000 steps of 256 rows are as many samples
+as 12 times the paper's 9.61 M; how often which dataset was drawn was not published. Here two of eight rows
+paint and one edits; what stage 2 leaves out is left out here too.
 """
 
 import ml_collections

@@ -2,15 +2,15 @@
 """Painting and editing with Stable Diffusion 1.5 and InstructPix2Pix, as in stage 3 of the paper (table A13).
 
     python -m launch.train --config configs/stage3_paint_7b.py --workdir runs/paint \\
-        --config.data.root=DATA --config.data.tokenizer=VICUNA --config.init.weights=runs/stage1_tune \\
-        --config.init.fresh='^(queries|decoders)/'
+        --config.data.root=DATA --config.data.tokenizer=VICUNA --config.init.weights=start2 \\
+        --config.init.fresh='AS PRINTED'
 
 Hardware: written for a v5e-256 or larger; not run yet. The language model is frozen but for its embeddings;
 of generation only the mapper learns, of editing the UNet too. The mapper's tenth of the learning rate is an
 accident of the official code (its name contains "llm") that weights were trained with.
 
-`init.weights` gives the decoders too where it is a converted checkpoint of the whole model; a folder of
-diffusers is read by `vllm2_jax.convert.diffusers`.
+`init.weights` is what `configs/start_7b.py:stage2` assembles, which has more decoders than this run reads;
+`init.fresh` is what that command prints. A converted checkpoint of the whole model needs none.
 """
 
 import ml_collections
@@ -71,7 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
                 },
             },
         }
-    config.data.groups = 256
+    config.data.groups = 128  # of two rows: the paper's batch of 256
     config.data.length = 3072  # five tiles, an instruction and 64 queries: 3,010
     config.data.truncate = True
     config.optimizer.groups = STAGE3_PAINT

@@ -11,7 +11,7 @@ comes from: `docs/weights.md`. Not run with the real files yet.
 
 import ml_collections
 
-from configs import base
+from configs import base, stage2_7b
 
 PARTS = {
     "stage1": {
@@ -33,7 +33,7 @@ def get_config(stage: str = "stage1") -> ml_collections.ConfigDict:
     config = base.get_config("7b")
     with config.ignore_type(), config.unlocked():
         config.parts = PARTS[stage]
-        for part in PARTS[stage]:
-            if part.startswith("decoders/"):
-                config.model.decoders[part.removeprefix("decoders/")] = {}
+        if stage == "stage2":
+            # With its adapters, which no part has: so the command names them among what begins random.
+            config.model = stage2_7b.get_config().model
     return config

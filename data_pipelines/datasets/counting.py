@@ -18,7 +18,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.example import Example, no_regions
 from data_pipelines.images import Mode
 from data_pipelines.masks import box_in_tile
-from data_pipelines.templates import load_templates, pick
+from data_pipelines.templates import clean_name, load_templates, pick
 from data_pipelines.viewing import Viewing, annotate, make_viewing, read_picture, truth
 from vllm2_jax.tokens import QueryCounts
 
@@ -35,6 +35,7 @@ class CountingSource:
       image_root: folder of the pictures.
       viewing: of tower and decoder.
       by: one of `WAYS`.
+      clean_names: as in `load`.
       by_name, by_example, answers: wordings.
     """
 
@@ -43,6 +44,7 @@ class CountingSource:
     image_root: pathlib.Path
     viewing: Viewing
     by: str
+    clean_names: bool
     by_name: tuple[str, ...]
     by_example: tuple[str, ...]
     answers: tuple[str, ...]
@@ -63,7 +65,9 @@ class CountingSource:
         image = read_picture(self.image_root / file_name, record=record, field="file_name")
         self.coco.check_size(image_id, image)
         name = pick(classes, rng)
-        boxes = np.array([_corners(a) for a in _objects(self.coco, image_id)[name]], np.float32)
+        boxes = np.array(
+            [_corners(a) for a in _objects(self.coco, image_id, self.clean_names)[name]], np.float32
+        )
         view = self.viewing.view(annotate(image, boxes=boxes), rng)
         n, regions = len(view.boxes), no_regions(size)
         by = self.by
@@ -102,6 +106,7 @@ def load(
     tile_size: int,
     by: str = "name",
     objects: int | None = None,
+    clean_names: bool = False,
     image_mode: Mode = "anyres",
     max_tiles: int = 4,
     decoder_size: int = LONGEST,
@@ -121,6 +126,7 @@ def load(
       tile_size: side of a tile in pixels.
       by: how a class is asked for: its "name", an "example" (the box of one of its objects), or "mixed".
       objects: most objects of a class in one training example, the task's capacity; None: any number.
+      clean_names: as in `datasets.detection` (LVIS).
       image_mode: as in `data_pipelines.images.Tiling`; but with examples every mode other than "anyres"
         stretches the picture, so that the region fits.
       max_tiles: for "anyres".
@@ -139,7 +145,7 @@ def load(
     coco = read_coco(annotations)
     records: list[tuple[int, tuple[str, ...]]] = []
     for image_id in coco.images:
-        found = _objects(coco, image_id)
+        found = _objects(coco, image_id, clean_names)
         if test:
             records += [(image_id, (name,)) for name in found]
         else:
@@ -161,26 +167,27 @@ def load(
         pathlib.Path(image_root),
         viewing,
         by,
+        clean_names,
         load_templates("counting", templates),
         load_templates("counting_alike", templates),
         load_templates("counted", templates),
     )
 
 
-def _objects(coco: CocoFile, image_id: int) -> dict[str, list[dict]]:
+def _objects(coco: CocoFile, image_id: int, clean: bool) -> dict[str, list[dict]]:
     """Name of a class -> its objects in a picture, for classes of known number."""
-    unknown = {_name(coco, a.get("category_id"), a) for a in coco.crowds.get(image_id, ())}
+    unknown = {_name(coco, a.get("category_id"), a, clean) for a in coco.crowds.get(image_id, ())}
     for category in coco.images[image_id].get("not_exhaustive_category_ids", ()):
-        unknown.add(_name(coco, category, {}))
+        unknown.add(_name(coco, category, {}, clean))
     found: dict[str, list[dict]] = {}
     for annotation in coco.annotations[image_id]:
-        name = _name(coco, annotation.get("category_id"), annotation)
+        name = _name(coco, annotation.get("category_id"), annotation, clean)
         if name not in unknown:
             found.setdefault(name, []).append(annotation)
     return found
 
 
-def _name(coco: CocoFile, category: int | None, annotation: dict) -> str:
+def _name(coco: CocoFile, category: int | None, annotation: dict, clean: bool) -> str:
     if category not in coco.categories:
         raise DataError(
             f"{category} is none of the file's categories",
@@ -189,7 +196,8 @@ def _name(coco: CocoFile, category: int | None, annotation: dict) -> str:
             field="category_id",
             remedy="add the category or drop the annotation",
         )
-    return coco.categories[category].strip().lower()
+    given = coco.categories[category]
+    return clean_name(given) if clean else given.strip().lower()
 
 
 def _corners(annotation: dict) -> tuple[float, float, float, float]:

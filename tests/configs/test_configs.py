@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import pytest
 
-from configs import base, samples
+from configs import base, samples, stage2_7b, stage3_7b, stage3_paint_7b, start_7b
 from configs.groups import GROUPS
 from configs.mixtures import HELDOUT, MIXTURES
 from configs.sizes import MODELS
@@ -26,6 +26,7 @@ from launch.sights import task_shape
 from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.evals import EVALS
 from vllm2_jax.train.optimizer import multipliers
+from vllm2_jax.train.released import model_leaves
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted(
@@ -176,18 +177,28 @@ def test_parts_of_the_samples(parts):
         samples.get_config(parts + "+sing")
 
 
+def test_stages_begin_with_what_is_assembled_for_them():
+    start, stage2, stage3, paint = (
+        build.model_config(config, load_tokenizer(TINY_TOKENIZER))
+        for config in (
+            start_7b.get_config("stage2"),
+            *(module.get_config() for module in (stage2_7b, stage3_7b, stage3_paint_7b)),
+        )
+    )
+    assert model_leaves(start) == model_leaves(stage2) == model_leaves(stage3)
+    assert model_leaves(paint).items() < model_leaves(start).items()
+    parts = start_7b.get_config("stage2").parts.to_dict()
+    assert {f"decoders/{name}" for name in start.decoders} == set(parts) - {"trunk"}
+
+
 @pytest.mark.parametrize("size", MODELS)
 @pytest.mark.parametrize("groups", GROUPS)
 def test_groups_fit_the_model(size, groups):
     config = base.get_config(size)
-    if groups == "stage1_lora":
-        config.model.llm.lora.rank = 32
     sizes = build.model_config(config, load_tokenizer(TINY_TOKENIZER))
     model = jax.eval_shape(functools.partial(build.make_model, sizes, 0))
     table = multipliers(model, GROUPS[groups])
-    assert (table["llm/layers/mlp/down/kernel"] is None) == (groups in ("stage1_pretrain", "stage1_lora"))
-    if groups == "stage1_lora":
-        assert table["llm/layers/mlp/down/lora/a"] == 1.0
+    assert (table["llm/layers/mlp/down/kernel"] is None) == (groups == "stage1_pretrain")
 
 
 def test_root_is_filled_in():

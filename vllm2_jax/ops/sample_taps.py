@@ -12,13 +12,13 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from vllm2_jax.ops.bilinear import corners
 from vllm2_jax.ops.levels import Shapes
 
 PAIRS = 1024  # (query, head) pairs at a time: 1 MB with all they need, in a core's cache
-STORED = 128  # of them, whose rows the backward pass stores at a time: 1 MB again
+STORED = 64  # of them, whose rows the backward pass stores at a time: 0.5 MB
 PARTS = 4  # of the heads, which the backward pass works on side by side
 
 _ROW = jax.lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
@@ -36,25 +36,26 @@ def sample_taps(
     weights: Float[Array, "B Q H L P"],
 ) -> Float[Array, "B Q H D"]:
     """Weighted sum of bilinear samples, float32; arguments as in `nn.deformable.sample`."""
-    flat, steps = value.reshape(-1, value.shape[-1]), _steps(shapes, weights.shape)
-    together = 2 if len(steps) % 2 == 0 else 1  # points a turn: 8 cells make a loop that is long enough
+    flat, heads = value.reshape(-1, value.shape[-1]), value.shape[2]
+    points = math.prod(weights.shape[3:])
+    together = 2 if points % 2 == 0 else 1  # points a turn: 8 cells make a loop that is long enough
 
     def pairs(_, chunk):
-        places, weights, first = chunk
-        cell, shares = _touched(places, weights, shapes)
-        row = first + cell * value.shape[2]
+        *where, first = chunk
+        shares, row = _touched(shapes, heads, first, *where)
 
-        def turn(total, xs):
-            row, steps, shares = xs
+        def turn(number, total):
             for point in range(together):
+                at = number * together + point
+                rows, of_rows = (
+                    jax.lax.dynamic_index_in_dim(x, at, 2, keepdims=False) for x in (row, shares)
+                )
                 for corner in range(4):
-                    read = _read(flat, row[point] + steps[point, corner])
-                    total = total + shares[point, corner][:, None] * read
-            return total, None
+                    total = total + of_rows[:, corner, None] * _read(flat, rows[:, corner])
+            return total
 
-        xs = [x.reshape(-1, together, *x.shape[1:]) for x in (row.astype(jnp.uint32), steps, shares)]
         total = jnp.zeros((len(first), value.shape[-1]), jnp.float32)
-        return None, jax.lax.scan(turn, total, tuple(xs))[0]
+        return None, jax.lax.fori_loop(0, points // together, turn, total)
 
     chunks, count = _chunks(value.shape, locations, weights)
     _, out = jax.lax.scan(pairs, None, chunks)
@@ -73,10 +74,9 @@ def _backward(shapes, saved, gradient):
     parts = list(zip(*(jnp.split(x, count, axis=2) for x in (*saved, gradient)), strict=True))
     flats = [value.reshape(-1, width) for value, *_ in parts]
     chunks = [_chunks(value.shape, *others) for value, *others in parts]
-    steps = _steps(shapes, parts[0][2].shape)
 
     def pairs(totals, chunks):
-        prepared = [_prepare(shapes, heads // count, steps, *chunk) for chunk in chunks]
+        prepared = [_prepare(shapes, heads // count, *chunk) for chunk in chunks]
 
         def stored(totals, xs):
             return tuple(zip(*map(_add, flats, totals, xs), strict=True))
@@ -87,29 +87,26 @@ def _backward(shapes, saved, gradient):
     zeros = tuple(jnp.zeros(flat.shape, jnp.float32) for flat in flats)
     totals, pulled = jax.lax.scan(pairs, zeros, tuple(chunk for chunk, _ in chunks))
     found = []
-    for part, (_, size), total, of_pairs in zip(parts, chunks, totals, pulled, strict=True):
-        xs = total, *(x.reshape(-1, *x.shape[2:])[:size] for x in of_pairs)
-        found.append([x.reshape(like.shape).astype(like.dtype) for x, like in zip(xs, part[:3], strict=True)])
+    for (value, locations, weights, _), (_, size), total, of_pairs in zip(
+        parts, chunks, totals, pulled, strict=True
+    ):
+        x, y, of_weights = (xs.reshape(-1, xs.shape[-1])[:size] for xs in of_pairs)
+        of_places = jnp.stack([x, y], axis=-1)
+        found.append(
+            [
+                xs.reshape(like.shape).astype(like.dtype)
+                for xs, like in ((total, value), (of_places, locations), (of_weights, weights))
+            ]
+        )
     return tuple(jnp.concatenate(xs, axis=2) for xs in zip(*found, strict=True))
 
 
-def _prepare(shapes, heads, steps, places, weights, first, gradient):
+def _prepare(shapes, heads, x, y, weights, first, gradient):
     """What `_add` takes of a chunk of pairs, and the way back from its products to places and weights."""
-
-    def touched(places, weights):
-        cell, shares = _touched(places, weights, shapes)
-        return shares, cell
-
-    shares, pull, cell = jax.vjp(touched, places, weights, has_aux=True)
-    row = (first + cell * heads).astype(jnp.uint32)[:, None] + steps[..., None]
-
-    def by_pair(x):  # [K, 4, n] -> [n / STORED, STORED, 4 K]
-        return x.reshape(-1, x.shape[-1]).T.reshape(-1, STORED, 4 * len(steps))
-
-    def pulled(products):
-        return pull(products.reshape(-1, 4 * len(steps)).T.reshape(shares.shape))
-
-    return (by_pair(row), by_pair(shares), gradient.reshape(-1, STORED, gradient.shape[-1])), pulled
+    touched = functools.partial(_touched, shapes, heads, first)
+    shares, pull, row = jax.vjp(touched, x, y, weights, has_aux=True)
+    xs = [array.reshape(-1, STORED, math.prod(array.shape[1:])) for array in (row, shares, gradient)]
+    return tuple(xs), lambda products: pull(products.reshape(shares.shape))
 
 
 def _add(flat, total, xs):
@@ -129,30 +126,34 @@ def _read(flat: Float[Array, "R D"], row: Array) -> Float[Array, "n D"]:
     return jax.lax.gather(flat, row[:, None], _ROW, (1, flat.shape[1]), mode=_SAFE)
 
 
-def _steps(shapes: Shapes, weights_shape: tuple[int, ...]) -> Array:
-    """[K, 4]: rows from the first to every corner of a block of cells, for each of the K points of a pair."""
-    _, _, heads, _, points = weights_shape
-    steps = [[0, w > 1, w * (h > 1), w * (h > 1) + (w > 1)] for h, w in shapes]
-    return jnp.asarray(np.repeat(np.array(steps) * heads, points, axis=0), jnp.uint32)
-
-
 def _touched(
-    places: Float[Array, "n L P 2"], weights: Float[Array, "n L P"], shapes: Shapes
-) -> tuple[Int[Array, "K n"], Float[Array, "K 4 n"]]:
-    """First cell of every point's block, counted over all levels, and the weighted shares of its four."""
-    # Pairs are the last axis: all that follows are long vectors.
-    places, weights = places.transpose(1, 3, 2, 0), weights.transpose(1, 2, 0)
-    cells, shares, start = [], [], 0
-    for (h, w), place, weight in zip(shapes, places, weights, strict=True):
-        cell, share = corners(place[0] * w - 0.5, place[1] * h - 0.5, (h, w))
-        cells.append(start + cell)
-        shares.append((share * weight).swapaxes(0, 1))
-        start += h * w
-    return jnp.concatenate(cells), jnp.concatenate(shares)
+    shapes: Shapes,
+    heads: int,
+    first: Int[Array, " n"],
+    x: Float[Array, "n K"],
+    y: Float[Array, "n K"],
+    weights: Float[Array, "n K"],
+) -> tuple[Float[Array, "n 4 K"], UInt32[Array, "n 4 K"]]:
+    """The weighted shares of every point's four cells, and the rows of these cells.
+
+    All is computed as locations lie in memory. Transposed, for vectors longer than K, it took three times
+    as long; with levels one by one and concatenated it was most of the sampling.
+    """
+    points = x.shape[1] // len(shapes)
+    sizes = np.repeat(np.array(shapes, np.int32), points, axis=0).T
+    height, width = sizes
+    before = np.repeat(np.cumsum([0, *(h * w for h, w in shapes[:-1])]), points).astype(np.int32)
+    cell, shares = corners(x * width - 0.5, y * height - 0.5, sizes, axis=1)
+    right, down = width > 1, width * (height > 1)  # to the next cell, if there is one
+    steps = np.stack([0 * down, right, down, down + right])
+    row = (first[:, None] + (before + cell) * heads).astype(jnp.uint32)[:, None] + (steps * heads).astype(
+        np.uint32
+    )
+    return shares * weights[:, None], row
 
 
 def _chunks(value_shape, locations, weights, *others):
-    """Chunks of (query, head) pairs: where they look, their first cell's row, `others`; and their count."""
+    """Chunks of (query, head) pairs and their count: x, y, weights, the row of their cell 0, and `others`."""
     rows, queries, heads = locations.shape[:3]
     count = rows * queries * heads
     size = min(PAIRS, -(-count // STORED) * STORED)
@@ -161,9 +162,9 @@ def _chunks(value_shape, locations, weights, *others):
     first = jnp.broadcast_to(row[:, None, None] * (value_shape[1] * heads) + head, (rows, queries, heads))
 
     def cut(x):
-        x = x.reshape(count, *x.shape[3:])
+        x = x.reshape(count, *([math.prod(x.shape[3:])] if x.ndim > 3 else []))
         x = jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1)))
         return x.reshape(-1, size, *x.shape[1:])
 
-    floats = (x.astype(jnp.float32) for x in (locations, weights))
+    floats = (x.astype(jnp.float32) for x in (locations[..., 0], locations[..., 1], weights))
     return tuple(cut(x) for x in (*floats, first, *others)), count
