@@ -6,8 +6,8 @@ v2-Chat.
         --config.data.root=DATA --config.data.tokenizer=VICUNA --config.init.weights=runs/stage1_pretrain
 
 Hardware: compiled for 64 chips of v5p (docs/compile/README.md), not run yet. Its 128 groups split over at
-most 128 chips; on more, set `sharding.strategy=fsdp_tp`. 12,500 steps of 1,024 rows are as many samples as the
-paper's 12.81 M. Columns and checkpointing follow the flags left in the official evaluation scripts.
+most 128 chips; on more, set `sharding.strategy=fsdp_tp`. 12,500 steps of 1,024 rows are as many samples as
+the paper's 12.81 M. Columns and checkpointing follow the flags left in the official evaluation scripts.
 """
 
 import ml_collections

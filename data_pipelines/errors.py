@@ -1,6 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one error of the data side: says where the bad record is and what to do about it."""
 
+import errno
+
+# What the system says when it failed to read, whatever the file is worth: another host, or the next try, may
+# read it well.
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EAGAIN", "EBUSY", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ESTALE", "EREMOTEIO"),
+        *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET"),
+        *("ENETUNREACH", "ENOTCONN", "EPIPE", "ETIMEDOUT"),
+    )
+)
+
+
+def machine_failed(error: BaseException) -> bool:
+    """Whether reading failed for a reason that lies in the machine or its network, not in the file.
+
+    Such an error must not become a `DataError`: only one host would leave the record out then, and hosts that
+    read the same rows would go on with different ones.
+    """
+    return isinstance(error, OSError) and error.errno in _PASSING
+
 
 class DataError(ValueError):
     """A record that cannot be used: a missing file, a missing field, counts that disagree.

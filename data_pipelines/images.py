@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, machine_failed
 
 Mode = Literal["anyres", "pad", "square", "stretch"]
 
@@ -72,6 +72,7 @@ def load_image(source: str | pathlib.Path | bytes) -> UInt8[np.ndarray, "h w 3"]
 
     Raises:
       DataError: missing, truncated or not a picture; names the file.
+      OSError: the machine failed to read, see `errors.machine_failed`.
     """
     name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
     try:
@@ -85,6 +86,8 @@ def load_image(source: str | pathlib.Path | bytes) -> UInt8[np.ndarray, "h w 3"]
         raise DataError("no such picture", file=name, remedy="check image_root and the file name") from error
     # Pillow's decoders raise these for damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        if machine_failed(error):
+            raise
         raise DataError(
             f"cannot be decoded ({error})",
             file=name,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from PIL import Image
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, machine_failed
 from data_pipelines.stores import PICTURES
 
 
@@ -96,7 +96,7 @@ def _read(path: pathlib.Path, size: tuple[int, int], record: str, mode: str | No
         raise DataError("no such mask", remedy="check the folder and the file name", **place) from error
     # Pillow's decoders raise these for damaged files.
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, DataError):
+        if isinstance(error, DataError) or machine_failed(error):
             raise
         raise DataError(
             f"cannot be decoded ({error})", remedy="fetch the mask again or drop the record", **place

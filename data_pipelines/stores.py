@@ -20,7 +20,7 @@ import pyarrow
 from jaxtyping import UInt8
 from pyarrow import parquet
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, machine_failed
 from data_pipelines.images import load_image
 from data_pipelines.records import read_records
 
@@ -169,6 +169,8 @@ def _row_group(file: str, number: int) -> pyarrow.Table:
         # One thread: the data workers are many already.
         return parquet.ParquetFile(file).read_row_group(number, use_threads=False)
     except (pyarrow.ArrowException, OSError) as error:
+        if machine_failed(error):
+            raise
         raise DataError(
             f"row group {number} cannot be read ({error})", file=file, remedy="fetch the table again"
         ) from error

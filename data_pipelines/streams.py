@@ -10,6 +10,7 @@ number.
 import dataclasses
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator
 
 import grain
@@ -17,10 +18,11 @@ import grain
 from data_pipelines.ahead import reading
 from data_pipelines.collate import Row
 from data_pipelines.draws import epoch
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, machine_failed
 
 _LISTED = 100  # different bad records of one dataset that the log names
 _IN_A_ROW = 1000  # bad records in a row that end the run
+_PAUSES = (1.0, 5.0, 25.0)  # seconds before a record is read again that the machine failed to read
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class Stream:
 
         Raises:
           DataError: there is none, after all records of the dataset or `_IN_A_ROW` of them.
+          OSError: the machine fails to read again and again. No other record is taken then: hosts that read
+            the same rows would go on with different ones.
         """
         number, offset = divmod(position, len(self._source))
         first = number * len(self._source)
@@ -58,7 +62,7 @@ class Stream:
                 index = self._order[first + other]
                 try:
                     with reading(f"record {index} of the dataset {self.name!r}"):
-                        row = self._make(self._source[index])
+                        row = self._read(index)
                 except DataError as error:
                     last = error.at(record=index)
                     skipped += 1
@@ -73,6 +77,17 @@ class Stream:
             remedy="repair the dataset or take it out of the mixture; if only one host says so, give that "
             "host the same files as the others",
         )
+
+    def _read(self, index: int) -> Row:
+        for pause in _PAUSES:
+            try:
+                return self._make(self._source[index])
+            except OSError as error:
+                if not machine_failed(error):
+                    raise
+                logger.warning("dataset %s, record %d: %s; tried again", self.name, index, error)
+            time.sleep(pause)
+        return self._make(self._source[index])
 
     def _report(self, error: DataError) -> None:
         """Names every bad record once, so that a bad file does not flood the log in each epoch."""

@@ -107,7 +107,7 @@ def compiled(
     judge = find_chip(chip) if chip else chip_of(devices)
     job = make_job(program, config, run)
     if judge is not None:
-        check_weights(job.weights, run.mesh, judge.hbm / judge.devices)
+        check_weights(job.weights, run.mesh, judge.hbm)
     where = config.sharding.devices or "the attached devices"
     fields: dict[str, Any] = {
         "title": f"{job.title}{name and f' of {name}'}: {config.sharding.strategy} on {where}",

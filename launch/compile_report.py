@@ -86,12 +86,12 @@ class Report:
         """Model FLOP utilisation if a step took so long."""
         if self.chip is None:
             raise ValueError("utilisation needs a chip")
-        return self.model_flops / (self.devices * self.chip.flops / self.chip.devices * seconds)
+        return self.model_flops / (self.devices * self.chip.flops * seconds)
 
     @property
     def hbm(self) -> float:
         """Bytes of memory of a device."""
-        return math.inf if self.chip is None else self.chip.hbm / self.chip.devices
+        return math.inf if self.chip is None else self.chip.hbm
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what follows from others is there too."""

@@ -2,12 +2,13 @@
 """Runs the frozen encoders of a decoder that paints over a dataset, once, so that training need not.
 
     python -m launch.encode --config configs/stage3_paint_7b.py --config.data.root=DATA \\
-        --config.init.weights=WEIGHTS --task t2i --dataset journeydb --to DATA/journeydb/encoded \\
-        --part 0 --parts 16
+        --config.init.weights=WEIGHTS --task t2i --dataset journeydb --to DATA/journeydb/encoded --multihost
 
 Latent moments of the pictures and states of the captions are written as `data_pipelines/encoded.py` says.
-Parts are independent: give every host of a pod its own `--part`. Then train with `encoded` among the options
-of the dataset and the printed capacities in its task. Records that cannot be read are named and left out.
+With --multihost, started on every host of a pod, each host writes the part of its number, so `--to` has to be
+a folder that all share; machines that know nothing of each other are given --part and --parts. Then train
+with `encoded` among the options of the dataset and the printed capacities in its task. Records that cannot be
+read are named and left out.
 """
 
 import pathlib
@@ -193,12 +194,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; config keys are set as --config.key=value")
     given = flags.FLAGS
+    part, parts = given.part, given.parts
+    if given.multihost:
+        jax.distributed.initialize()
+        part, parts = jax.process_index(), jax.process_count()
     try:
-        print(
-            encode_dataset(
-                given.config, given.task, given.dataset, given.to, given.part, given.parts, given.rows
-            )
-        )
+        print(encode_dataset(given.config, given.task, given.dataset, given.to, part, parts, given.rows))
     except (DataError, ValueError, FileNotFoundError) as error:
         print(f"launch.encode: {error}", file=sys.stderr)
         sys.exit(2)
@@ -212,6 +213,7 @@ def define_flags() -> None:
     flags.DEFINE_string("to", None, "Folder to write.", required=True)
     flags.DEFINE_integer("part", 0, "Which part of the records.")
     flags.DEFINE_integer("parts", 1, "How many parts there are.")
+    flags.DEFINE_bool("multihost", False, "A part for each host, in place of --part and --parts (TPU pods).")
     flags.DEFINE_integer("rows", 32, "Records encoded at once.")
     flags.mark_flag_as_required("config")
 

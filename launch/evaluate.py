@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from launch.build import build_run
+from launch.build import build_run, rebuild
 from launch.exits import exit_code
 from launch.heldout import Case, Heldout
 from launch.logs import hush_orbax
@@ -118,10 +118,8 @@ def run_evaluation(config, workdir: epath.Path) -> dict[str, float]:
     state_folder(workdir)  # a wrong folder is known before the untrained model has answered everything
     run = build_run(config)
     heldout = Heldout(config, run)
-    model = random_model(run.plan)
-    untrained = heldout(model).scores
-    model = load_weights(workdir, model)
-    results = heldout(model)
+    untrained = heldout(random_model(run.plan)).scores
+    results = heldout(load_weights(workdir, rebuild(run, run.plan.abstract)))
     if jax.process_index() == 0:
         found = {"trained": results.scores, "untrained": untrained}
         if matched := [case for case in heldout.cases if case.task not in heldout.metrics]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from launch.pods import DATA, GRACE, Command, Pod, build_image, environment
 
 _STORAGE = "vllm2-data"
+_AGAIN = 42  # exit code of a run that saved and wants to go on
 
 
 def create(pod: Pod) -> list[Command]:
@@ -57,7 +58,9 @@ def setup(pod: Pod, *, build: bool) -> list[Command]:
 def run(pod: Pod, flags: Sequence[str]) -> list[Command]:
     """Queues the job. It is started again after a host is lost, up to `restarts` times."""
     # xpk passes SIGTERM to its child; exec makes that Python instead of a shell.
-    command = shlex.join(["exec", "python", "-m", "launch.train", *flags])
+    # A drained host asks for a stop: with 0 the job would count as done.
+    again = f"--stopped_code={_AGAIN}"
+    command = shlex.join(["exec", "python", "-m", "launch.train", again, *flags])
     return [
         _xpk(
             pod,
@@ -68,7 +71,7 @@ def run(pod: Pod, flags: Sequence[str]) -> list[Command]:
             f"--docker-image={pod.need('image')}",
             f"--max-restarts={pod.restarts}",
             # 1: peers are gone; 4: no data or no disk. 2 and 3 (wrong config, loss not finite) would recur.
-            "--restart-on-exit-codes=1,4",
+            f"--restart-on-exit-codes=1,4,{_AGAIN}",
             f"--termination-grace-period-seconds={GRACE}",
             *(f"--env={name}={value}" for name, value in environment(pod).items()),
             *([f"--storage={_STORAGE}"] if pod.data else []),

@@ -58,10 +58,12 @@ def run(pod: Pod, flags: Sequence[str]) -> list[Command]:
         "run",
         "--detach",
         f"--name={pod.job()}",
-        # Chips, locked memory for their transfers, and the machine's own network and metadata.
+        # Chips, locked memory for their transfers, the machine's own network and metadata, and its shared
+        # memory, through which data workers hand batches over (a container has 64 MiB of its own).
         "--privileged",
         "--ulimit=memlock=-1",
         "--network=host",
+        "--ipc=host",
         f"--stop-timeout={GRACE}",
         *([f"--restart=on-failure:{pod.restarts}"] if pod.restarts else []),
         *(f"--env={name}={value}" for name, value in environment(pod).items()),

@@ -15,12 +15,12 @@ from flax import nnx
 
 from launch.abstract import abstract_batch, abstract_prompts, plain
 from launch.answer import AnswerConfig, generation
-from launch.build import Config, Run, build_run
+from launch.build import Config, Run, build_run, rebuild
 from vllm2_jax.batch import Batch, mean
 from vllm2_jax.decoders import DECODERS
 from vllm2_jax.llm.sampling import Sampler
 from vllm2_jax.nn.axes import axis_rules
-from vllm2_jax.sharding.partition import batch_sharding, with_shardings
+from vllm2_jax.sharding.partition import batch_sharding
 from vllm2_jax.sharding.strategies import MeshAxes
 from vllm2_jax.train.flops import count_flops
 from vllm2_jax.train.residuals import stored
@@ -192,10 +192,10 @@ def generate_job(config: Config, run: Run) -> Job:
     dtype = jnp.dtype(config.frozen_dtype)
 
     def stored_as(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+        kind = dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+        return jax.ShapeDtypeStruct(x.shape, kind, sharding=x.sharding)
 
-    model = jax.tree.map(stored_as, jax.eval_shape(run.plan.make_model))
-    model = with_shardings(model, run.plan.model_shardings)
+    model = jax.tree.map(stored_as, rebuild(run, run.plan.abstract))
     answer = generation(run, AnswerConfig(max_new=config.eval.max_new))
 
     def function(model: Any, inputs: Any) -> Any:

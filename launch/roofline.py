@@ -46,13 +46,13 @@ class Roofline:
 
 def roofline(work: Sequence[Work], collectives: Sequence[Collective], chip: Chip, mesh: Mesh) -> Roofline:
     """Times of what `costs.work` and `collectives.collectives` found, on a mesh of these chips."""
-    peak, bandwidth = chip.flops / chip.devices, chip.hbm_bandwidth / chip.devices
+    peak, bandwidth = chip.flops, chip.hbm_bandwidth
 
     def seconds(one: Work) -> float:
         return one.times * max(one.flops / peak, one.bytes / bandwidth)
 
     def talking(one: Collective) -> float:
-        links = chip.links / chip.devices * dimensions(one.axes, chip, mesh) / chip.dims
+        links = chip.links * dimensions(one.axes, chip, mesh) / chip.dims
         return one.sent / links
 
     outside = [one for one in collectives if one.kind.startswith("dcn")]
@@ -62,7 +62,7 @@ def roofline(work: Sequence[Work], collectives: Sequence[Collective], chip: Chip
         memory=sum((one.times * one.bytes for one in work), 0.0) / bandwidth,
         device=sum((seconds(one) for one in work if not one.beside), 0.0),
         ici=sum(map(talking, inside), 0.0),
-        dcn=sum((one.sent for one in outside), 0.0) * chip.devices / chip.dcn,
+        dcn=sum((one.sent for one in outside), 0.0) / chip.dcn,
     )
 
 

@@ -3,10 +3,10 @@
 
     python -m launch.train --config configs/stage1_tune_7b.py --workdir runs/tune --config.optimizer.peak=1e-5
 
-On a pod, run it on every host with --multihost. It exits with 0 when all steps are done or when it was asked
-to stop (SIGTERM) and has saved; with 2 when config or data are at fault; with 3 when the loss is not finite;
-with 4 when the machine is: no data arrives, or no checkpoint can be written. All processes end with the same
-code, and say which of them had the error.
+On a pod, run it on every host with --multihost. It exits with 0 when all steps are done, with --stopped_code
+(also 0) when it was asked to stop (SIGTERM) and has saved; with 2 when config or data are at fault; with 3
+when the loss is not finite; with 4 when the machine is: no data arrives, or no checkpoint can be written. All
+processes end with the same code, and say which of them had the error.
 """
 
 import dataclasses
@@ -48,6 +48,9 @@ _EXECUTABLE = flags.DEFINE_string(
     "compiling it; may be gs://... Open only files you trust: loading one runs what it says.",
 )
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process a host: find the others (TPU pods, Slurm).")
+_STOPPED_CODE = flags.DEFINE_integer(
+    "stopped_code", 0, "Exit code of a run that was asked to stop, for a scheduler that is to start it again."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -63,16 +66,19 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     try:
         with fate.shared(exit_code):
-            _train(config, clock)
+            finished = _train(config, clock)
     except Exception as error:
         code = exit_code(error)
         if code in (1, 2):
             logging.exception("the run has failed")
         print(f"launch.train: {error}", file=sys.stderr)
         fate.leave(code)
+    if not finished:
+        sys.exit(_STOPPED_CODE.value)
 
 
-def _train(config: Config, clock: Clock) -> None:
+def _train(config: Config, clock: Clock) -> bool:
+    """Trains; returns whether all steps are done."""
     with clock.on("init"):
         run = build_run(config)
         logging.info("%s", describe(run))
@@ -95,6 +101,7 @@ def _train(config: Config, clock: Clock) -> None:
     )
     if state is not None and jax.process_index() == 0:
         print(goodput.describe(goodput.whole_run(metrics.read(_WORKDIR.value))))
+    return state is not None and int(state.step) >= config.steps
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoding and tiling of pictures, against the golden files and by hand."""
 
+import errno
 import io
 import pathlib
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import images
+from data_pipelines import images, mask_files
 from data_pipelines.errors import DataError
 from tests.parity import compare
 from tests.parity import images as golden
@@ -122,6 +123,19 @@ def test_truncated_picture_is_named(photo, tmp_path, format):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=r"half.img: cannot be decoded .*truncated"):
         images.load_image(path)
+
+
+@pytest.mark.parametrize(
+    "read", [images.load_image, lambda path: mask_files.read_mask(path, (1, 1), record="1")]
+)
+def test_a_machine_that_cannot_read_is_no_bad_record(tmp_path, monkeypatch, read):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        read(tmp_path / "x.png")
+    assert not isinstance(caught.value, ValueError)
 
 
 def test_text_is_no_picture(tmp_path):

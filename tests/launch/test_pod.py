@@ -71,7 +71,7 @@ def test_all_hosts_run_the_same_container(capsys):
     assert clear == "sudo docker rm stage1-tune >/dev/null 2>&1"
     assert shlex.split(start) == [
         *("sudo", "docker", "run", "--detach", "--name=stage1-tune", "--privileged"),
-        *("--ulimit=memlock=-1", "--network=host", "--stop-timeout=300"),
+        *("--ulimit=memlock=-1", "--network=host", "--ipc=host", "--stop-timeout=300"),
         "--env=JAX_COMPILATION_CACHE_DIR=gs://my-runs/compile_cache",
         "--volume=/mnt/vllm2_data:/data:ro",
         "us-docker.pkg.dev/my-project/vllm2/train:1",
@@ -118,9 +118,9 @@ def test_xpk(capsys):
     assert run == [
         *("xpk", "workload", "create", *here, "--workload=stage1-tune", "--tpu-type=v5p-128"),
         *("--num-slices=2", "--docker-image=us-docker.pkg.dev/my-project/vllm2/train:1"),
-        *("--max-restarts=9", "--restart-on-exit-codes=1,4", "--termination-grace-period-seconds=300"),
+        *("--max-restarts=9", "--restart-on-exit-codes=1,4,42", "--termination-grace-period-seconds=300"),
         *("--env=JAX_COMPILATION_CACHE_DIR=gs://my-runs/compile_cache", "--storage=vllm2-data"),
-        "--command=exec python -m launch.train --config configs/stage1_tune_7b.py "
+        "--command=exec python -m launch.train --stopped_code=42 --config configs/stage1_tune_7b.py "
         "'--config.data.root=/data/my set' --multihost --workdir=gs://my-runs/runs/stage1-tune",
     ]
     credentials, logs = printed(capsys, "logs", *XPK)

@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -101,6 +102,21 @@ def test_a_stage_waits_for_the_one_before_it(tmp_path):
     assert losses(tmp_path / "2") == losses(tmp_path / "3")  # the batch it compiled with was not lost
     opened, *_ = metrics.read(tmp_path / "2")
     assert opened["seconds/compile"] > 0  # before there was a state
+
+
+def test_a_stopped_run_ends_with_the_code_that_its_scheduler_wants(tmp_path):
+    command = [sys.executable, "-m", "launch.train", "--config=configs/base.py:tiny", f"--workdir={tmp_path}"]
+    command += ["--config.sharding.devices=cpu:1", "--config.data.groups=1", "--config.steps=1000000"]
+    with subprocess.Popen([*command, "--stopped_code=42", "--config.log_every=1"], cwd=ROOT) as running:
+        try:
+            deadline = time.monotonic() + 300
+            while not (tmp_path / "metrics.jsonl").exists() or not losses(tmp_path):
+                assert time.monotonic() < deadline and running.poll() is None
+                time.sleep(0.2)
+            running.terminate()
+            assert running.wait(timeout=120) == 42
+        finally:
+            running.kill()
 
 
 def test_data_is_not_read_from_buckets():

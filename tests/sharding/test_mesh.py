@@ -60,6 +60,12 @@ def test_names_of_devices():
 
 
 @pytest.mark.tpu_compile
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v5e:2x2"])
+def test_a_chip_is_one_device(name):
+    assert len(mesh.find_devices(name)) == 4
+
+
+@pytest.mark.tpu_compile
 def test_topology_of_two_slices():
     devices = mesh.find_devices("2*v5e:2x2")
     made = mesh.make_mesh(STRATEGIES["multislice"], devices)

@@ -107,9 +107,16 @@ def test_frozen_leaves_are_stored_as_asked(reference):
     mesh = make_mesh(strategy)
     with jax.set_mesh(mesh):
         run = plan(make_small, make_tx(CONFIG), GROUPS, mesh, strategy, frozen_dtype=jnp.bfloat16)
-        state = create(run)
+        kinds = {}
+
+        def load(model):  # what is loaded is never there in two precisions
+            kinds.update(frozen=model.embed.dtype, trained=model.up.kernel.dtype)
+            return model
+
+        state = create(run, load)
         step = jax.jit(make_train_step(run.graphdef, run.tx, make_schedule(CONFIG), seed=0))
         _, metrics = step(state, make_batch(0))
+    assert kinds == {"frozen": jnp.bfloat16, "trained": jnp.float32}
     assert state.frozen["embed"][...].dtype == jnp.bfloat16
     assert state.params["up"]["kernel"][...].dtype == jnp.float32
     assert metrics["loss"][0] == pytest.approx(float(reference[1][0]["loss"][0]), rel=1e-2)

@@ -17,7 +17,6 @@ class Chip:
 
     Attributes:
       name: the first part of a topology's name.
-      devices: devices that jax counts on a chip: v4 shows its two cores.
       flops: peak in bfloat16, operations a second.
       hbm: bytes.
       hbm_bandwidth: bytes a second.
@@ -27,7 +26,6 @@ class Chip:
     """
 
     name: str
-    devices: int
     flops: float
     hbm: int
     hbm_bandwidth: float
@@ -40,10 +38,10 @@ GIB = 2**30
 
 CHIPS: dict[str, Chip] = {
     # The v4 page gives no network bandwidth; this is a 200 Gbps card for the four chips of a host.
-    "v4": Chip("v4", 2, 275e12, 32 * GIB, 1200e9, 300e9, 3, 6.25e9),
-    "v5e": Chip("v5e", 1, 197e12, 16 * GIB, 819e9, 200e9, 2, 3.125e9),
-    "v5p": Chip("v5p", 1, 459e12, 95 * GIB, 2765e9, 600e9, 3, 6.25e9),
-    "v6e": Chip("v6e", 1, 918e12, 32 * GIB, 1600e9, 400e9, 2, 12.5e9),
+    "v4": Chip("v4", 275e12, 32 * GIB, 1200e9, 300e9, 3, 6.25e9),
+    "v5e": Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, 2, 3.125e9),
+    "v5p": Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 3, 6.25e9),
+    "v6e": Chip("v6e", 918e12, 32 * GIB, 1600e9, 400e9, 2, 12.5e9),
 }
 
 # What jax calls their devices.

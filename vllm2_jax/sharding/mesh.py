@@ -63,6 +63,8 @@ def find_devices(name: str = "") -> list[Any]:
     options: dict[str, Any] = {"num_slices": slices}
     if math.prod(sides) == 1:  # libtpu puts 2x2 chips on a host unless told otherwise
         options["chips_per_host_bounds"] = (1, 1, 1)
+    if shape[2] == "v4":  # as slices run: both cores of a chip are one device
+        options["chip_config_name"] = "megacore"
     try:
         topology = topologies.get_topology_desc(f"{shape[2]}:{shape[3]}", platform="tpu", **options)
     except Exception as error:  # libtpu raises several kinds of errors, none of which names the topology

@@ -51,21 +51,18 @@ class Plan:
       graphdef: what `nnx.merge(graphdef, params, frozen)` needs to give the model back.
       abstract: a `TrainState` of `ShapeDtypeStruct`s that carry their shardings.
       shardings: a `TrainState` of shardings, for `out_shardings`.
-      model_shardings: of the whole model, before it is split.
       fallbacks: array axes that a rule wanted split and that do not divide, as "path: axis: size over mesh
         axis".
-      tx, groups, frozen_dtype: as given to `plan`.
+      tx, groups: as given to `plan`.
     """
 
     make_model: Callable[[], nnx.Module]
     graphdef: nnx.GraphDef
     abstract: TrainState
     shardings: TrainState
-    model_shardings: nnx.Module
     fallbacks: tuple[str, ...]
     tx: optax.GradientTransformation
     groups: Groups
-    frozen_dtype: DTypeLike | None
 
 
 def plan(
@@ -109,36 +106,37 @@ def plan(
         graphdef=graphdef,
         abstract=with_shardings(abstract, where),
         shardings=where,
-        model_shardings=shardings(model, mesh, rules),
         fallbacks=tuple(
             f"{leaf.path}: {reason}" for leaf in placements(model, mesh, rules) for reason in leaf.fallbacks
         ),
         tx=tx,
         groups=groups,
-        frozen_dtype=frozen_dtype,
     )
 
 
 def random_model(plan: Plan) -> Any:
-    """What `plan.make_model` makes, with random weights, every array born on the devices that keep it."""
+    """What `plan.make_model` makes, with random weights, every array born on the devices that keep it.
+
+    Frozen parts are stored as in training.
+    """
     return _draw(plan, _abstract_model(plan))
 
 
 def _abstract_model(plan: Plan) -> Any:
-    return with_shardings(jax.eval_shape(plan.make_model), plan.model_shardings)
+    return nnx.merge(plan.graphdef, plan.abstract.params, plan.abstract.frozen)
 
 
 def _draw(plan: Plan, model: nnx.Module) -> Any:
     """`model` with random weights where it is abstract. What has numbers already is not drawn."""
     leaves, tree = jax.tree.flatten(model)
-    shardings = jax.tree.leaves(plan.model_shardings)
+    shardings = [leaf.sharding for leaf in leaves]
     abstract = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
     if not abstract:
         return model
 
     def draw(chosen: list[int]) -> list[jax.Array]:
         made = jax.tree.leaves(plan.make_model())
-        return [made[i] for i in chosen]
+        return [made[i].astype(leaves[i].dtype) for i in chosen]
 
     # On CPU LLVM would optimise the random bits of every parameter for 25 s, to draw them once (tiny model).
     on_cpu = shardings[0].mesh.devices.flat[0].platform == "cpu"
@@ -173,9 +171,6 @@ def create(plan: Plan, load: Callable[[nnx.Module], nnx.Module] | None = None) -
     params, frozen = states
     del states
     del model
-    if plan.frozen_dtype is not None:
-        cast = jax.jit(lambda tree: _cast(tree, plan.frozen_dtype), out_shardings=plan.shardings.frozen)
-        frozen = cast(frozen)
     # Without out_shardings the moments would all land on one device.
     opt_state = jax.jit(plan.tx.init, out_shardings=plan.shardings.opt_state)(params)
     step = jax.device_put(jnp.zeros((), jnp.int32), plan.shardings.step)
