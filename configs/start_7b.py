@@ -29,7 +29,13 @@ PARTS = {
 
 
 def get_config(stage: str = "stage1") -> ml_collections.ConfigDict:
-    """What differs from `configs/base.py`; `stage` is a key of `PARTS`."""
+    """What differs from `configs/base.py`; `stage` is a key of `PARTS`.
+
+    Raises:
+      ValueError: another stage.
+    """
+    if stage not in PARTS:
+        raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(PARTS)}")
     config = base.get_config("7b")
     with config.ignore_type(), config.unlocked():
         config.parts = PARTS[stage]

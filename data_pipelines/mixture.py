@@ -95,9 +95,18 @@ def make_dataset(
 
     Raises:
       ValueError: a mixture that cannot be: unknown keys, datasets, links or decoders; groups that do not
-        exist.
+        exist; a negative number of threads, workers, batches or seconds.
       DataError: a dataset that cannot be opened.
     """
+    least = {
+        "threads": (threads, 1),
+        "workers": (workers, 0),
+        "prefetch": (prefetch, 0),
+        "timeout": (timeout, 0),
+    }
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise ValueError(f"data.{name} is {value}; it has to be at least {bound}")
     shapes = task_shapes(mixture, strict=spec.strict)
     mine = range(groups) if mine is None else mine
     if not mine or not all(0 <= group < groups for group in mine):

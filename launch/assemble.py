@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
+from launch import exits
 from launch.build import Config, model_config
 from launch.logs import hush_orbax
 from vllm2_jax.convert.rules import ConversionError
@@ -59,4 +60,4 @@ def define_flags() -> None:
 if __name__ == "__main__":
     define_flags()
     flags.mark_flag_as_required("config")
-    app.run(main)
+    exits.run(main)

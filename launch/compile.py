@@ -40,7 +40,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import executables, tpu_flags
+from launch import executables, exits, tpu_flags
 from launch.build import Run, build_run
 from launch.chart import chart
 from launch.compile_report import (
@@ -286,4 +286,4 @@ def define_flags() -> None:
 if __name__ == "__main__":
     define_flags()
     flags.mark_flag_as_required("config")
-    app.run(main)
+    exits.run(main)

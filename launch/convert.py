@@ -16,6 +16,7 @@ import sys
 from absl import app, flags
 from tqdm import tqdm
 
+from launch import exits
 from launch.logs import hush_orbax
 from launch.released import run_config
 from vllm2_jax.convert.rules import ConversionError
@@ -69,4 +70,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    exits.run(main)

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from vllm2_jax.decoders import DECODERS
 from vllm2_jax.decoders.diffusion.config import EDIT, PainterConfig
 from vllm2_jax.decoders.grounding_dino.config import GroundingDINOConfig
 from vllm2_jax.decoders.unipose.config import UniPoseConfig
@@ -34,7 +33,7 @@ def decoder_configs(values: Mapping[str, Mapping[str, Any]], dtype: str) -> dict
     unknown = sorted(set(values) - set(RELEASED))
     if unknown:
         raise ValueError(
-            f"config.model.decoders: unknown {', '.join(unknown)}; there are {', '.join(DECODERS)}"
+            f"config.model.decoders: unknown {', '.join(unknown)}; there are {', '.join(RELEASED)}"
         )
     return {
         name: override(RELEASED[name], {"dtype": dtype, **fields}, f"config.model.decoders.{name}")

@@ -31,6 +31,7 @@ from data_pipelines.example import Example
 from data_pipelines.mixture import open_source, task_shapes
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
+from launch import exits
 from launch.build import Config, collate_spec, fill_root, model_config
 from vllm2_jax.decoders.diffusion import PAINTERS
 from vllm2_jax.decoders.diffusion.config import PainterConfig
@@ -220,4 +221,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    exits.run(main)

@@ -19,8 +19,8 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from launch import exits
 from launch.build import build_run, rebuild
-from launch.exits import exit_code
 from launch.heldout import Case, Heldout
 from launch.logs import hush_orbax
 from launch.report import write_report
@@ -48,12 +48,12 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize()
     hush_orbax()
     try:
-        with fate.shared(exit_code):
+        with fate.shared(exits.exit_code):
             required = parse_required(_REQUIRE.value)
             scores = run_evaluation(_CONFIG.value, place(_WORKDIR.value))
             failed = out_of_bounds(scores, required)
     except Exception as error:
-        code = exit_code(error)
+        code = exits.exit_code(error)
         if code == 1:
             logging.exception("the evaluation has failed")
         print(f"launch.evaluate: {error}", file=sys.stderr)
@@ -115,11 +115,11 @@ def run_evaluation(config, workdir: epath.Path) -> dict[str, float]:
     Raises:
       FileNotFoundError: there is no checkpoint, nor weights.
     """
-    state_folder(workdir)  # a wrong folder is known before the untrained model has answered everything
+    state_folder(workdir)  # a wrong folder is known before data is read
     run = build_run(config)
     heldout = Heldout(config, run)
-    untrained = heldout(random_model(run.plan)).scores
     results = heldout(load_weights(workdir, rebuild(run, run.plan.abstract)))
+    untrained = heldout(random_model(run.plan)).scores
     if jax.process_index() == 0:
         found = {"trained": results.scores, "untrained": untrained}
         if matched := [case for case in heldout.cases if case.task not in heldout.metrics]:
@@ -169,4 +169,4 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    exits.run(main)

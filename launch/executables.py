@@ -72,7 +72,10 @@ def load(path: PathLike, devices: Sequence[Any], *, name: str, config: ml_collec
         or number, of a topology that is not there, or with other numbers (as virtual CPU devices of several
         processes have).
     """
-    saved = pickle.loads(place(path).read_bytes())
+    try:
+        saved = pickle.loads(place(path).read_bytes())
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is no saved program, or damaged: compile it again ({error})") from error
     if saved["name"] != name:
         raise ValueError(f"{path} holds the program {saved['name']!r}, not {name!r}")
     if differences := _differences(saved["settings"], _settings(config)):

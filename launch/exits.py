@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a program ends with: who reads the code, a scheduler or a person, knows whether to start it again."""
 
+import pathlib
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
 from data_pipelines.errors import DataError, StalledError
 from vllm2_jax.train.checkpoint import SaveError
 from vllm2_jax.train.fate import PeerError
@@ -19,3 +25,22 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, PeerError):
         return error.code
     return next((code for kinds, code in _CODES if isinstance(error, kinds)), 1)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """`absl.app.run`; flags or a config that cannot be end the program with 2 and one line that says why."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            if "config" in flags.FLAGS and (config := flags.FLAGS["config"].value) is not None:
+                config.keys()  # of a file that could not be loaded, any question says why
+            return rest
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            said: object = error
+            while isinstance(said, KeyError | AttributeError) and said.args:
+                said = said.args[0]  # their own texts are quoted, once for each layer
+            print(f"launch.{pathlib.Path(argv[0]).stem}: {said}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(main, flags_parser=parse)

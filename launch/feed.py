@@ -25,6 +25,7 @@ from data_pipelines.measure import measure
 from data_pipelines.mixture import make_dataset
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
+from launch import exits
 from launch.build import Config, collate_spec, fill_root, model_config
 
 CHIPS_PER_HOST = 4  # of all slices of more than one host, see `launch.accelerators`
@@ -122,4 +123,4 @@ def define_flags() -> None:
 if __name__ == "__main__":
     define_flags()
     flags.mark_flag_as_required("config")
-    app.run(main)
+    exits.run(main)

@@ -133,8 +133,10 @@ def train_flags(pod: Pod, flags: Sequence[str]) -> list[str]:
     """The flags of `launch.train`: what was given, one process a host, and a workdir in the bucket.
 
     Raises:
-      ValueError: no config, or no bucket for the workdir.
+      ValueError: no config, no bucket for the workdir, or a flag of ours among them.
     """
+    if "--dry-run" in flags:
+        raise ValueError("run: --dry-run stands among the flags of launch.train; put it in front of --")
     if not any(flag == "--config" or flag.startswith("--config=") for flag in flags):
         raise ValueError(
             "run: give the flags of launch.train after --, as in: run ... -- --config configs/X.py"

@@ -18,9 +18,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import executables, tpu_flags
+from launch import executables, exits, tpu_flags
 from launch.build import Config, build_run, data_iterator, describe, loop_config, rebuild
-from launch.exits import exit_code
 from launch.heldout import hooks
 from launch.logs import hush_orbax
 from vllm2_jax.train import fate, goodput, metrics
@@ -65,10 +64,10 @@ def main(argv: list[str]) -> None:
     hush_orbax()
     config = _CONFIG.value
     try:
-        with fate.shared(exit_code):
+        with fate.shared(exits.exit_code):
             finished = _train(config, clock)
     except Exception as error:
-        code = exit_code(error)
+        code = exits.exit_code(error)
         if code in (1, 2):
             logging.exception("the run has failed")
         print(f"launch.train: {error}", file=sys.stderr)
@@ -80,6 +79,11 @@ def main(argv: list[str]) -> None:
 def _train(config: Config, clock: Clock) -> bool:
     """Trains; returns whether all steps are done."""
     with clock.on("init"):
+        if config.model.llm.vocab and not config.data.tokenizer:
+            raise ValueError(
+                f"the model has its own vocabulary ({config.model.llm.vocab} rows): give the folder of its "
+                "tokenizer as --config.data.tokenizer=FOLDER"
+            )
         run = build_run(config)
         logging.info("%s", describe(run))
         data = data_iterator(config, run)
@@ -106,4 +110,4 @@ def _train(config: Config, clock: Clock) -> bool:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    exits.run(main)

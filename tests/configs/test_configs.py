@@ -97,8 +97,12 @@ def test_misspelt_keys_are_named():
     done = subprocess.run(
         [*command, "--config.steps_=3"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode != 0
-    assert 'Did you mean "steps"' in done.stderr
+    assert done.returncode == 2
+    assert done.stderr.startswith("launch.train: 'steps_'\nDid you mean \"steps\"")
+    command[3] = "--config=configs/nope.py"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "configs/nope.py" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -157,6 +157,11 @@ def test_settings_at_fault(verb, flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_dry_run_among_the_flags_of_training_starts_nothing(capsys):
+    assert pod.main(["run", *EXAMPLE, *TRAIN, "--dry-run"]) == 2
+    assert "put it in front of --" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

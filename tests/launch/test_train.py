@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.train_tokenizer import TINY_TOKENIZER
 from launch import build, executables
 from launch import compile as aot
 from tests.distributed.tiny import tiny_config
@@ -72,10 +73,19 @@ def test_a_step_that_was_compiled_before_trains_alike(tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--config=configs/stage1_tune_7b.py"], "--config.data.root=FOLDER"),
+        (["--config=configs/stage1_tune_7b.py"], "its tokenizer as --config.data.tokenizer=FOLDER"),
+        (
+            ["--config=configs/stage1_tune_7b.py", f"--config.data.tokenizer={TINY_TOKENIZER}"],
+            "--config.data.root=FOLDER",
+        ),
         (["--config=configs/base.py", "--config.sharding.mesh=fsdp=3"], "change the size of fsdp"),
         (["--config=configs/base.py", "--config.data.groups=6"], "6 groups do not split over 8 batch shards"),
         (["--config=configs/base.py", "--wait"], "set config.init.weights=FOLDER"),
+        (
+            ["--config=configs/base.py", "--config.log_every=0"],
+            "config.log_every is 0; it has to be at least",
+        ),
+        (["--config=configs/base.py", "--config.data.prefetch=-1"], "data.prefetch is -1; it has to be at"),
         (["--config=configs/base.py", "--executable=gone"], "No such file or directory"),
     ],
 )

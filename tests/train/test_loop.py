@@ -20,7 +20,13 @@ from tests.train.stream import batches, run
 from vllm2_jax.nn.layers import param
 from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.train import checkpoint, loop, metrics
-from vllm2_jax.train.checkpoint import Checkpoints, is_finished, load_weights, save_weights, stored_config
+from vllm2_jax.train.checkpoint import (
+    Checkpoints,
+    is_finished,
+    load_weights,
+    save_weights,
+    stored_config,
+)
 from vllm2_jax.train.monitor import NotFiniteError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -210,3 +216,9 @@ def test_sigterm_saves_and_exits_with_zero(tmp_path):
     assert process.wait(timeout=60) == 0
     with Checkpoints(tmp_path / "checkpoints") as saved:
         assert saved.latest() == max(losses(tmp_path))
+
+
+def test_a_step_that_lost_its_metadata_is_named(tmp_path):
+    (tmp_path / "state").mkdir()
+    with pytest.raises(ValueError, match=r"state is damaged or incomplete: .* Copy it again"):
+        saved_tree(tmp_path / "state")

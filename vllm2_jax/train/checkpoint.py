@@ -181,9 +181,19 @@ class Checkpoints:
 
 
 def saved_tree(folder: epath.Path) -> Any:
-    """Shapes and dtypes of what a `state` folder holds, as nested dicts of Orbax metadata."""
+    """Shapes and dtypes of what a `state` folder holds, as nested dicts of Orbax metadata.
+
+    Raises:
+      ValueError: there are none.
+    """
     with ocp.StandardCheckpointer() as reader:
-        return reader.metadata(folder).item_metadata.tree
+        found = reader.metadata(folder).item_metadata
+    if found is None:
+        raise ValueError(
+            f"{folder} is damaged or incomplete: it does not say which arrays it holds. Copy it again, or "
+            "delete the step so that the one before is taken"
+        )
+    return found.tree
 
 
 def check_shapes(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:

@@ -67,6 +67,11 @@ class LoopConfig:
     profile_first: int = 10
     profile_steps: int = 0
 
+    def __post_init__(self):
+        for name in ("steps", "log_every", "save_every", "keep", "bad_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"config.{name} is {getattr(self, name)}; it has to be at least 1")
+
 
 def start(config: LoopConfig, plan: Plan, checkpoints: Checkpoints, data: Any) -> TrainState:
     """The state a run starts from; `data` is set to the position that belongs to it."""
