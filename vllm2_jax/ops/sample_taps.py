@@ -87,17 +87,9 @@ def _backward(shapes, saved, gradient):
     zeros = tuple(jnp.zeros(flat.shape, jnp.float32) for flat in flats)
     totals, pulled = jax.lax.scan(pairs, zeros, tuple(chunk for chunk, _ in chunks))
     found = []
-    for (value, locations, weights, _), (_, size), total, of_pairs in zip(
-        parts, chunks, totals, pulled, strict=True
-    ):
-        x, y, of_weights = (xs.reshape(-1, xs.shape[-1])[:size] for xs in of_pairs)
-        of_places = jnp.stack([x, y], axis=-1)
-        found.append(
-            [
-                xs.reshape(like.shape).astype(like.dtype)
-                for xs, like in ((total, value), (of_places, locations), (of_weights, weights))
-            ]
-        )
+    for part, (_, size), total, of_pairs in zip(parts, chunks, totals, pulled, strict=True):
+        xs = total, *(x.reshape(-1, *x.shape[2:])[:size] for x in of_pairs)
+        found.append([x.reshape(like.shape).astype(like.dtype) for x, like in zip(xs, part[:3], strict=True)])
     return tuple(jnp.concatenate(xs, axis=2) for xs in zip(*found, strict=True))
 
 
@@ -105,8 +97,13 @@ def _prepare(shapes, heads, x, y, weights, first, gradient):
     """What `_add` takes of a chunk of pairs, and the way back from its products to places and weights."""
     touched = functools.partial(_touched, shapes, heads, first)
     shares, pull, row = jax.vjp(touched, x, y, weights, has_aux=True)
+
+    def pulled(products):
+        of_x, of_y, of_weights = pull(products.reshape(shares.shape))
+        return jnp.stack([of_x, of_y], axis=-1), of_weights
+
     xs = [array.reshape(-1, STORED, math.prod(array.shape[1:])) for array in (row, shares, gradient)]
-    return tuple(xs), lambda products: pull(products.reshape(shares.shape))
+    return tuple(xs), pulled
 
 
 def _add(flat, total, xs):
@@ -146,9 +143,8 @@ def _touched(
     cell, shares = corners(x * width - 0.5, y * height - 0.5, sizes, axis=1)
     right, down = width > 1, width * (height > 1)  # to the next cell, if there is one
     steps = np.stack([0 * down, right, down, down + right])
-    row = (first[:, None] + (before + cell) * heads).astype(jnp.uint32)[:, None] + (steps * heads).astype(
-        np.uint32
-    )
+    rows = first[:, None] + (before + cell) * heads
+    row = rows.astype(jnp.uint32)[:, None] + (steps * heads).astype(np.uint32)
     return shares * weights[:, None], row
 
 
