@@ -98,15 +98,14 @@ def make_dataset(
         exist; a negative number of threads, workers, batches or seconds.
       DataError: a dataset that cannot be opened.
     """
-    least = {
-        "threads": (threads, 1),
-        "workers": (workers, 0),
-        "prefetch": (prefetch, 0),
-        "timeout": (timeout, 0),
-    }
-    for name, (value, bound) in least.items():
-        if value < bound:
-            raise ValueError(f"data.{name} is {value}; it has to be at least {bound}")
+    for name, value in {
+        "threads": threads,
+        "workers": workers,
+        "prefetch": prefetch,
+        "timeout": timeout,
+    }.items():
+        if value < 0:
+            raise ValueError(f"data.{name} is {value}; it has to be at least 0")
     shapes = task_shapes(mixture, strict=spec.strict)
     mine = range(groups) if mine is None else mine
     if not mine or not all(0 <= group < groups for group in mine):

@@ -27,7 +27,7 @@ def commands() -> list[list[str]]:
 def test_assembly_asks_for_its_config(tmp_path):
     command = [sys.executable, "-m", "launch.assemble", f"--to={tmp_path / 'start'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "--config must have a value" in done.stderr, done.stderr
+    assert done.returncode == 2 and "--config must have a value" in done.stderr, done.stderr
 
 
 @pytest.mark.slow

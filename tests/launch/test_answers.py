@@ -92,7 +92,6 @@ def test_converted_weights_are_evaluated(tmp_path, monkeypatch):
 def test_the_most_frequent_answer_is_to_the_questions_beside_it(workdir, scored, monkeypatch):
     monkeypatch.setattr(evaluate, "Heldout", Asked)
     monkeypatch.setattr(evaluate, "random_model", lambda plan: randomized(plan.make_model))
-    monkeypatch.setattr(evaluate, "load_weights", lambda folder, model: model)
     own = config()
     with own.unlocked():
         for task in scored:
