@@ -98,12 +98,8 @@ def make_dataset(
         exist; a negative number of threads, workers, batches or seconds.
       DataError: a dataset that cannot be opened.
     """
-    for name, value in {
-        "threads": threads,
-        "workers": workers,
-        "prefetch": prefetch,
-        "timeout": timeout,
-    }.items():
+    numbers = {"threads": threads, "workers": workers, "prefetch": prefetch, "timeout": timeout}
+    for name, value in numbers.items():
         if value < 0:
             raise ValueError(f"data.{name} is {value}; it has to be at least 0")
     shapes = task_shapes(mixture, strict=spec.strict)

@@ -25,6 +25,7 @@ from vllm2_jax.train.checkpoint import (
     is_finished,
     load_weights,
     save_weights,
+    saved_tree,
     stored_config,
 )
 from vllm2_jax.train.monitor import NotFiniteError
