@@ -222,4 +222,4 @@ def test_sigterm_saves_and_exits_with_zero(tmp_path):
 def test_a_step_that_lost_its_metadata_is_named(tmp_path):
     (tmp_path / "state").mkdir()
     with pytest.raises(ValueError, match=r"state is damaged or incomplete: .* Copy it again"):
-        saved_tree(tmp_path / "state")
+        saved_tree(epath.Path(tmp_path / "state"))
