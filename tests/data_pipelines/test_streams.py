@@ -2,6 +2,7 @@
 """What a stream does when the machine, not a record, fails to read."""
 
 import errno
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,8 +34,9 @@ class Mount:
 
 @pytest.fixture
 def pauses(monkeypatch):
+    # A clock of this module alone: background threads of other tests' libraries sleep, too.
     found = []
-    monkeypatch.setattr(streams.time, "sleep", found.append)
+    monkeypatch.setattr(streams, "time", SimpleNamespace(sleep=found.append))
     return found
 
 

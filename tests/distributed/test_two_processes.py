@@ -10,13 +10,16 @@ import time
 
 import pytest
 
+from configs import base
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
+from launch.build import build_run
 from tests.conftest import DEVICES
 from tests.distributed.crew import ROOT, Crew, free_port, losses, records, steps_written
 from tests.distributed.survivor import GROUPS, survive
 from tests.train.small import make_small
 from vllm2_jax.train.checkpoint import Checkpoints, save_weights
+from vllm2_jax.train.state import random_model
 
 STEPS, SAVED = 8, 4
 
@@ -90,7 +93,8 @@ def test_a_host_without_its_files_ends_both_with_a_message(tmp_path, program):
         "        config.eval.tasks = {'chat': {'tiles': 1, 'datasets': {'llava': llava}}}\n"
         "    return config\n"
     )
-    (tmp_path / "run" / "0" / "state").mkdir(parents=True)  # evaluation looks for weights first
+    if program == "launch.evaluate":  # the process that has its data goes on to the weights
+        save_weights(tmp_path / "run", random_model(build_run(base.get_config("tiny")).plan))
     # What Slurm tells its processes; the port of the coordinator follows from the number of the job.
     slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0"}
     slurm |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
