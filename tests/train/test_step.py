@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tests.train.small import make_batch, make_small
 from vllm2_jax.nn.axes import axis_rules
+from vllm2_jax.nn.layers import param
+from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.sharding.mesh import find_strategy, make_mesh
-from vllm2_jax.sharding.partition import global_batch
+from vllm2_jax.sharding.partition import global_batch, path_name
 from vllm2_jax.sharding.strategies import STRATEGIES
 from vllm2_jax.train.optimizer import OptimizerConfig, make_schedule, make_tx
 from vllm2_jax.train.state import create, plan
@@ -52,6 +56,18 @@ def reference():
     return train("single", [make_batch(0), make_batch(1)])
 
 
+def test_zero1_splits_the_moments_alone():
+    strategy = find_strategy("zero1")
+    mesh = make_mesh(strategy)
+    state = create(plan(make_small, make_tx(CONFIG), GROUPS, mesh, strategy))
+    for tree, spec, count in ((state.params, P(), 1), (state.opt_state, P("data"), 2)):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        kernels = [leaf for path, leaf in leaves if "up/kernel" in path_name(path)]
+        assert len(kernels) == count
+        for kernel in kernels:
+            assert kernel.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
+
+
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "single"])
 def test_every_strategy_equals_single(name, reference):
     assert_same(train(name, [make_batch(0), make_batch(1)]), reference)
@@ -85,9 +101,72 @@ def test_frozen_leaves_stay_and_others_move(reference):
     np.testing.assert_array_equal(state.frozen["embed"][...], fresh.embed[...])
     assert np.abs(state.params["box"]["kernel"][...] - fresh.box.kernel[...]).max() > 1e-3
     assert metrics[0]["tokens"] == (8 * 3 * 6, 1)
+    rates = [one["learning_rate"] for one in metrics]
+    assert rates == [(pytest.approx(float(make_schedule(CONFIG)(step))), 1) for step in (0, 1)]
     assert metrics[1]["loss"][0] == pytest.approx(
         sum(metrics[1][name][0] / metrics[1][name][1] for name in ("lm", "box/l2")), rel=1e-5
     )
+
+
+class Number(nnx.Module):
+    """A model of one number, 1 at first: its loss is any function of it; each task tells what it drew."""
+
+    def __init__(self, loss):
+        self.loss, self.number = loss, param(nnx.initializers.ones, Rngs(0), (1,), (None,))
+
+    def losses(self, batch, *, key):
+        """The loss, and for each task a random number and its square, which parts of a batch add up."""
+        drawn = jax.random.uniform(key)
+        return {"any": (self.loss(self.number[0]), jnp.ones(()))}, dict.fromkeys(batch, (drawn, drawn**2))
+
+
+def step_of(loss, *, seed: int = 0, **options):
+    """A fresh state of `Number`, and its compiled step."""
+    strategy = find_strategy("single")
+    groups = [(".*", 1.0)]
+    config = dataclasses.replace(CONFIG, groups=groups)
+    run = plan(lambda: Number(loss), make_tx(config), groups, make_mesh(strategy), strategy)
+    step = make_train_step(run.graphdef, run.tx, make_schedule(config), seed=seed, **options)
+    return create(run), jax.jit(step)
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "by_task", "accumulate": 2}], ids=str)
+def test_every_step_draws_anew(options):
+    def drawn(step, number):
+        metrics = step(dataclasses.replace(state, step=jnp.int32(number)), batch)[1]
+        return [tuple(map(float, metrics[task])) for task in batch]
+
+    batch = make_batch(0)
+    state, step = step_of(jnp.square, **options)
+    first, second, again = (drawn(step, number) for number in (0, 1, 0))
+    assert first == again
+    _, other = step_of(jnp.square, seed=1, **options)
+    chat, det = first
+    for new in (second, drawn(other, 0)):
+        assert chat != new[0] and det != new[1]
+    if options:  # and so does every part of a step: the two slices of each task differ
+        assert chat != det and all(2 * squares > 1.001 * total**2 for total, squares in first)
+
+
+@pytest.mark.parametrize(
+    ("loss", "value"),
+    [(lambda x: jnp.sqrt(x - 1), 0.0), (lambda x: x + jnp.inf, jnp.inf)],
+    ids=["gradient", "loss"],
+)
+def test_one_of_loss_and_gradient_that_is_not_finite_is_enough(loss, value):
+    state, step = step_of(loss)
+    new, metrics = step(state, make_batch(0))
+    assert metrics["loss"][0] == value and metrics["finite"] == (0, 1)
+    assert np.isfinite(metrics["grad_norm"][0]) == (value == jnp.inf)
+    assert_same((new.params, new.opt_state), (state.params, state.opt_state), 0)
+    assert new.step == 1
+
+
+def test_tokens_of_packed_rows_are_those_that_are_no_padding():
+    batch = make_batch(0)
+    batch["chat"].inputs.segments[:, 0] = [1, 1, 2, 3, 0, 0]
+    state, step = step_of(jnp.square)
+    assert step(state, batch)[1]["tokens"] == (8 * (3 * 6 - 2), 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"schedule": "by_task"}], ids=str)
