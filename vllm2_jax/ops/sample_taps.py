@@ -102,13 +102,14 @@ def _prepare(shapes, heads, x, y, weights, first, gradient):
         of_x, of_y, of_weights = pull(products.reshape(shares.shape))
         return jnp.stack([of_x, of_y], axis=-1), of_weights
 
-    xs = [array.reshape(-1, STORED, math.prod(array.shape[1:])) for array in (row, shares, gradient)]
-    return tuple(xs), pulled
+    return tuple(array.reshape(-1, STORED, *array.shape[1:]) for array in (row, shares, gradient)), pulled
 
 
 def _add(flat, total, xs):
     """Adds what STORED pairs give to the table; also their gradients times the rows that they read."""
-    row, share, gradient = xs
+    # Their last axes are joined here: joined before, XLA computed all anew for each of the 64 cells.
+    row, share = (x.reshape(len(x), -1) for x in xs[:2])
+    gradient = xs[2]
     reads = _read(flat, row.reshape(-1)).reshape(*row.shape, -1).astype(jnp.float32)
     adds = (share[..., None] * gradient[:, None]).reshape(-1, flat.shape[1])
     total = jax.lax.scatter_add(total, row.reshape(-1, 1), adds, _INTO, mode=_SAFE)
