@@ -134,8 +134,8 @@ def _touched(
 ) -> tuple[Float[Array, "n 4 K"], UInt32[Array, "n 4 K"]]:
     """The weighted shares of every point's four cells, and the rows of these cells.
 
-    All is computed as locations lie in memory. Transposed, for vectors longer than K, it took three times
-    as long; with levels one by one and concatenated it was most of the sampling.
+    All is computed as locations lie in memory, and in one formula for all levels: transposed, or level by
+    level and concatenated, XLA makes no vectors of it.
     """
     points = x.shape[1] // len(shapes)
     sizes = np.repeat(np.array(shapes, np.int32), points, axis=0).T
