@@ -4,7 +4,7 @@
 import jax
 import pytest
 
-from vllm2_jax.evals import EVALS, WORDS, vqa
+from vllm2_jax.evals import EVALS, WORDS, documents, vqa
 from vllm2_jax.evals.metric import Question, gather
 
 RIGHT = {
@@ -40,6 +40,14 @@ def test_scores_are_kept_apart_by_kind():
     assert scores == {"choice": pytest.approx(2 / 3), "choice/art": 1.0, "choice/science": 0.5}
 
 
+def test_pope_scores_clear_and_unclear_answers():
+    said = ["yes"] * 5 + ["no"] * 5
+    true = ["yes"] * 3 + ["no"] * 2 + ["yes"] + ["no"] * 4
+    scores = EVALS["pope"](said, [Question((label,)) for label in true])
+    expected = {"precision": 3 / 5, "recall": 3 / 4, "F1": 2 / 3, "accuracy": 0.7, "yes": 0.5}
+    assert scores == pytest.approx({f"pope/{key}": value for key, value in expected.items()})
+
+
 def test_pope_is_the_mean_of_its_kinds():
     asked = [
         Question((label,), kind) for kind, label in (("a", "yes"), ("a", "no"), ("b", "yes"), ("b", "yes"))
@@ -57,6 +65,78 @@ def test_mme_needs_both_answers_of_a_picture():
     ]
     scores = EVALS["mme"](["Yes", "No.", "Yes", "Yes"], asked)
     assert scores == {"mme": 125.0, "mme/ocr": 125.0}  # 3 of 4 answers, 1 of 2 pictures
+
+
+@pytest.mark.parametrize("same, accuracy", [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_ten_annotators(same, accuracy):
+    """Each is left out in turn; three of the nine others make an answer fully right."""
+    said = ("red",) * same + ("dark blue",) * (10 - same)
+    assert EVALS["vqa"](["Red."], [Question(said)]) == {"vqa": pytest.approx(accuracy)}
+
+
+def test_annotators_who_agree_keep_their_punctuation():
+    assert vqa.accuracy("t-shirt", ["t-shirt"] * 10) == 0.0  # the answer has lost its own
+    assert vqa.accuracy("t-shirt", ["t-shirt"] * 9 + ["shirt"]) == 1.0
+
+
+def test_vqa_is_the_mean_of_all_and_of_each_kind():
+    asked = [Question(("red",) * 2 + ("blue",) * 8, "colour"), Question(("2",) * 10, "number")]
+    scores = EVALS["vqa"](["red", "2", "green"], [*asked, asked[0]])
+    assert scores == pytest.approx({"vqa": 1.6 / 3, "vqa/colour": 0.3, "vqa/number": 1.0})
+
+
+@pytest.mark.parametrize(
+    "answer, accepted, similarity",
+    [
+        ("kitten", ["sitting"], 4 / 7),
+        ("sitting", ["kitten"], 4 / 7),
+        ("Sitting", ["bird", "kitten", "sit"], 4 / 7),
+        ("cats!!", ["cat"], 0.5),  # one half still counts
+        ("abcuvwxyz", ["abcde12345"], 0.0),
+        ("abxyz", ["abcde"], 0.0),  # 0.4
+        ("a  b", ["a b"], 1.0),
+        ("a  c", ["a b"], 0.75),  # blanks count in the length
+    ],
+)
+def test_similarity_to_the_nearest_accepted_answer(answer, accepted, similarity):
+    assert documents.similarity(answer, accepted) == pytest.approx(similarity)
+
+
+def test_anls_is_a_mean():
+    asked = [Question(("sitting",)), Question(("abcde",)), Question(("15",))]
+    assert EVALS["anls"](["kitten", "abxyz", "15"], asked) == {"anls": pytest.approx((4 / 7 + 0 + 1) / 3)}
+
+
+@pytest.mark.parametrize(
+    "answer, accepted, right",
+    [
+        ("100", ("105",), True),  # 5 percent of the answer, and still right
+        ("100", ("95.1",), True),
+        ("100", ("105.1",), False),
+        ("95", ("100",), False),  # 5 percent of the truth, 5.3 of the answer
+        ("105", ("100",), True),
+        ("5%", ("0.051",), True),
+        ("0", ("0.01",), False),
+        ("Blue ", ("red", "blue"), True),
+        ("100", ("blue", "1"), False),
+    ],
+)
+def test_numbers_within_five_percent(answer, accepted, right):
+    assert EVALS["relaxed"]([answer], [Question(accepted)]) == {"relaxed": float(right)}
+
+
+def test_half_right():
+    asked = [Question(("red",), "colour"), Question(("blue",), "colour"), Question(("2",), "number")]
+    scores = EVALS["exact_match"](["RED\n", "green", "2"], asked)
+    assert scores.pop("count") == 3
+    assert scores == pytest.approx(
+        {"exact_match": 2 / 3, "exact_match/colour": 0.5, "exact_match/number": 1.0}
+    )
+    assert EVALS["recognition"](["Dog", "cat."], asked[:2]) == {"recognition": 0.0}
+    # One word of two, and none; what stands before the last colon does not count.
+    names = [Question(("traffic-light",)), Question(("small red dog",))]
+    scores = EVALS["semantic_iou"](["It is: this: light.", "Red: cat"], names)
+    assert scores == {"semantic_iou": 0.25}
 
 
 def test_apostrophes_come_back():
