@@ -38,6 +38,7 @@ def run(
     devices: str = "cpu:8",
     make=make_small,
     hooks=(),
+    program=None,
     total: int = 8,
     **loop: Any,
 ) -> TrainState | None:
@@ -55,5 +56,6 @@ def run(
         mesh,
         rules,
         run_config={"peak": 1e-2, "steps": total},
+        program=program,
         hooks=hooks,
     )

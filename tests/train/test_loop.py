@@ -22,11 +22,13 @@ from vllm2_jax.nn.rngs import Rngs
 from vllm2_jax.train import checkpoint, loop, metrics
 from vllm2_jax.train.checkpoint import (
     Checkpoints,
+    SaveError,
     is_finished,
     load_weights,
     save_weights,
     saved_tree,
     stored_config,
+    whole_steps,
 )
 from vllm2_jax.train.monitor import NotFiniteError
 
@@ -173,7 +175,26 @@ def test_stops_after_steps_that_are_not_finite(tmp_path):
 
 def test_data_that_ends_is_named(tmp_path):
     with pytest.raises(RuntimeError, match="data ended before step 3"):
-        run(tmp_path, 8, data=batches(records=2))
+        run(tmp_path, 8, data=batches(records=2), profile_first=2, profile_steps=9)
+    assert profiles(tmp_path) == 1  # the one that was planned ends with the run
+
+
+def test_a_transfer_that_nobody_asked_for_is_an_error(tmp_path):
+    def program(state, batch):
+        return jax.jit(lambda state, x: (state, x))(state, np.ones(3))
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        run(tmp_path, 8, program=program)
+
+
+def test_a_save_that_fails_in_the_background_ends_the_run(tmp_path, monkeypatch):
+    def save(manager, *args, **kwargs):
+        manager.failure = OSError("no space is left")
+
+    monkeypatch.setattr(checkpoint._Manager, "save", save)
+    with pytest.raises(SaveError, match=r"step 4 could not .*no space is left.* There is no earlier"):
+        run(tmp_path, 8)
+    assert max(losses(tmp_path)) == 4  # the next step was under way
 
 
 def test_groups_that_do_not_split_are_named(tmp_path):
@@ -181,16 +202,57 @@ def test_groups_that_do_not_split_are_named(tmp_path):
         run(tmp_path, 8, data=batches(groups=6))
 
 
-def test_hooks_run_when_due_and_at_the_end(tmp_path):
-    seen = []
+@pytest.fixture(scope="module")
+def short(whole, tmp_path_factory):
+    """Five steps from the weights of another run: its folder, the states after each of them, when a hook was
+    due, its data."""
+    workdir, states, due, data = tmp_path_factory.mktemp("short"), [], [], batches()
+
+    def keep(state):
+        states.append(jax.device_get(state))
+        return {}
 
     def hook(state):
-        seen.append(int(state.step))
+        if not due:
+            (workdir / "PROFILE").write_text("1")
+        due.append(int(state.step))
         return {"eval/one": 1.0}
 
-    run(tmp_path, 5, hooks=[(2, hook)])
-    assert seen == [2, 4, 5]
-    assert [line["step"] for line in metrics.read(tmp_path) if "eval/one" in line] == [2, 4, 5]
+    settings = {"weights": str(whole[0]), "wait": True, "log_every": 3, "save_every": 1, "keep": 2}
+    run(workdir, 5, data=data, hooks=[(1, keep), (2, hook)], **settings)
+    return workdir, states, due, data
+
+
+def test_hooks_run_when_due_and_at_the_end(short):
+    assert short[2] == [2, 4, 5]
+    assert [line["step"] for line in metrics.read(short[0]) if "eval/one" in line] == [2, 4, 5]
+
+
+def test_a_run_from_weights_takes_nothing_else(whole, short):
+    first = short[1][0]  # the first step of the warm-up changes no weight
+    assert first.step == 1
+    jax.tree.map(np.testing.assert_array_equal, first.params, whole[1].params)
+    jax.tree.map(np.testing.assert_array_equal, first.frozen, whole[1].frozen)
+    moments, old = (jax.tree.leaves(state.opt_state) for state in (first, whole[1]))
+    assert not any(np.array_equal(a, b) for a, b in zip(moments, old, strict=True))
+    assert short[3].get_state() == {"next_index": 5}  # the batch it compiled with is not lost
+
+
+def test_metrics_are_written_when_due_and_at_the_end(short):
+    lines = [line for line in metrics.read(short[0]) if "loss" in line]
+    assert [(line["step"], line["data/records"]) for line in lines] == [(3, 72), (5, 120)]
+
+
+def test_the_newest_checkpoints_stay(short):
+    assert whole_steps(epath.Path(short[0] / "checkpoints")) == [4, 5]
+
+
+def profiles(workdir: pathlib.Path) -> int:
+    return len(list((workdir / "profile").rglob("*.xplane.pb")))
+
+
+def test_a_profile_is_recorded_on_request(short):
+    assert profiles(short[0]) == 1
 
 
 def test_sigterm_ends_the_wait_for_another_run(tmp_path, monkeypatch):
