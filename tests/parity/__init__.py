@@ -53,6 +53,8 @@ COMPONENTS: dict[str, dict[str, Callable[[pathlib.Path], Iterator[Case]]]] = {
             "layers",
             "inference",
             "matcher",
+            "criterion",
+            "decoding",
             "training",
             "postproc",
         )

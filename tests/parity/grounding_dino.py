@@ -14,6 +14,7 @@ from vllm2_jax.convert import grounding_dino as convert
 from vllm2_jax.decoders.grounding_dino.config import CriterionConfig, GroundingDINOConfig
 from vllm2_jax.decoders.grounding_dino.model import GroundingDINO
 from vllm2_jax.decoders.grounding_dino.outputs import ABSENT
+from vllm2_jax.nn.paths import flatten_paths
 from vllm2_jax.nn.rngs import Rngs
 
 
@@ -35,9 +36,9 @@ def config(folder: pathlib.Path, *, faithful: bool = True) -> GroundingDINOConfi
         decoder_mlp=sizes["decoder_ffn_dim"],
         decoder_points=sizes["decoder_n_points"],
         mask_width=sizes["mask_dim"],
-        temperature=sizes["positional_embedding_temperature"],
-        dropout=sizes["dropout"],
-        drop_path=sizes["fusion_droppath"],
+        temperature=float(sizes["positional_embedding_temperature"]),
+        dropout=float(sizes["dropout"]),
+        drop_path=float(sizes["fusion_droppath"]),
         faithful=faithful,
         criterion=CriterionConfig(
             class_weight=sizes["class_weight"],
@@ -60,11 +61,22 @@ def config(folder: pathlib.Path, *, faithful: bool = True) -> GroundingDINOConfi
     )
 
 
+# What the committed part of the golden set has weights of.
+AFTER_CELLS = ("class_encoder/", "selection/", "decoder/", "queries")
+
+
 def build(folder: pathlib.Path) -> GroundingDINO:
-    """The golden decoder with its weights."""
+    """The golden decoder with its weights; zeros where the folder has none."""
     sizes, width = config(folder), goldens.config(folder)["gdino"]["l_hidden_size"]
-    abstract = jax.eval_shape(lambda: GroundingDINO(sizes, link_width=width, rngs=Rngs(0)))
-    return load(goldens.weights(folder, "weights"), convert.table(sizes), abstract)
+    tensors = goldens.weights(folder, "weights")
+    leaves, treedef = flatten_paths(
+        jax.eval_shape(lambda: GroundingDINO(sizes, link_width=width, rngs=Rngs(0)))
+    )
+    whole = any(name.startswith("model.backbone.") for name in tensors)
+    there = {path: leaf for path, leaf in leaves.items() if whole or path.startswith(AFTER_CELLS)}
+    loaded = load(tensors, convert.table(sizes), there)
+    nothing = {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in leaves.items() if path not in loaded}
+    return jax.tree.unflatten(treedef, [(nothing | loaded)[path] for path in leaves])
 
 
 def links(data: dict[str, np.ndarray]) -> Links:

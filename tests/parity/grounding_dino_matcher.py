@@ -4,6 +4,7 @@
 import pathlib
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,15 +20,20 @@ from vllm2_jax.ops.matching import match
 def cases(folder: pathlib.Path) -> Iterator[Case]:
     data, train = goldens.arrays(folder, "matcher"), goldens.arrays(folder, "train")
     inputs, config = given.load(folder), gd.config(folder)
-    rows = len(inputs["pixel_values"])
+    rows = len(inputs["pixel_mask"])
     truth = given.truth(inputs, list(range(rows)))
+
+    @jax.jit
+    def assign(logits: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cost = costs(logits, boxes, truth, config.criterion)
+        return cost, match(cost, truth.valid)
+
     for name in given.set_names(config.decoder_layers)[: 1 + config.decoder_layers]:
         logits = train[f"pred/{name}/logits"]
         found = jnp.asarray(np.where(np.isfinite(logits), logits, ABSENT))
-        cost = costs(found, jnp.asarray(train[f"pred/{name}/boxes"]), truth, config.criterion)
-        query = np.asarray(match(cost, truth.valid))
+        cost, query = map(np.asarray, assign(found, jnp.asarray(train[f"pred/{name}/boxes"])))
         for b, count in enumerate(truth.counts):
-            yield f"cost {name} row {b}", np.asarray(cost[b, :, :count]), data[f"{name}/{b}/cost"]
+            yield f"cost {name} row {b}", cost[b, :, :count], data[f"{name}/{b}/cost"]
             want = data[f"{name}/{b}/query"][np.argsort(data[f"{name}/{b}/gt"])]
             yield f"assignment {name} row {b}", query[b, :count], want
     pair = [jnp.asarray(data[f"giou/boxes{i}"]) for i in (1, 2)]

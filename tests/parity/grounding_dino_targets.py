@@ -22,7 +22,7 @@ Arrays = dict[str, np.ndarray]
 def truth(inputs: Arrays, rows: list[int], *, spare: int = 1, masks: bool = True, most: int = 99) -> Truth:
     """Objects of some pictures, at most `most` each, with `spare` places too many; masks at full size."""
     counts = [min(most, len(inputs[f"target{i}/class_labels"])) for i in rows]
-    side = inputs["pixel_values"].shape[2:]
+    side = inputs["pixel_mask"].shape[1:]
     shape = (len(rows), max(counts) + spare)
     found = {
         "boxes": np.full((*shape, 4), 0.5, np.float32),

@@ -5,7 +5,7 @@ Then the same without masks, without any object, and with one object of one clas
 """
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from vllm2_jax.decoders.grounding_dino.config import CriterionConfig
 from vllm2_jax.decoders.grounding_dino.costs import costs
 from vllm2_jax.decoders.grounding_dino.criterion import Criterion, MaskPoints
 from vllm2_jax.decoders.grounding_dino.model import GroundingDINO
-from vllm2_jax.decoders.grounding_dino.outputs import Outputs, mask_logits
+from vllm2_jax.decoders.grounding_dino.outputs import Outputs, Predictions, mask_logits
 from vllm2_jax.decoders.grounding_dino.targets import Truth
 from vllm2_jax.ops.matching import match
 
@@ -57,23 +57,26 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
         tuple(data[f"rand/{name}"] for name in NAMES), layout, model.config.criterion.label_noise
     )
     outputs = jax.jit(step.outputs)(scene, draws)
-    yield from _noise(model, scene, layout, draws, data)
-    yield from _predictions(outputs, layout, data)
+    yield from denoising_queries(model, scene, layout, draws, data)
+    yield from predictions(outputs, layout, data)
 
     weights = data["grad_stats/names"]
     names = given.set_names(model.config.decoder_layers)
-    points = given.mask_points(data, names, step.assignment(outputs, scene[3]), scene[3].valid, layout)
+    query = assignment(outputs, scene[3], model.config.criterion)
+    points = given.mask_points(data, names, query, scene[3].valid, layout)
     for kind, terms in {"all": sum(KINDS.values(), ()), **KINDS}.items():
         found, gradients = step(scene, draws, points, terms)
         if kind == "all":
             yield from losses(model.config.criterion, data["loss/names"], data["loss/values"], found)
             yield "total", found["total"], data["loss/total"]
             yield from _whole_gradients(data, gradients)
-            yield from _norms("", weights, data["grad_stats/l2"], data["grad_stats/dot"], gradients)
+            yield from gradient_norms("", weights, data["grad_stats/l2"], data["grad_stats/dot"], gradients)
         else:
             prefix = f"by_type/{kind}/"
             yield f"{kind} total", found["total"], data[f"{prefix}weighted_sum"]
-            yield from _norms(kind, weights, data[f"{prefix}grad_l2"], data[f"{prefix}grad_dot"], gradients)
+            yield from gradient_norms(
+                kind, weights, data[f"{prefix}grad_l2"], data[f"{prefix}grad_dot"], gradients
+            )
             want = data[f"{prefix}grad_text_query_l2_dot"]
             yield f"{kind} grad of the links", gd.stats(gradients["text_query"]), want
 
@@ -90,29 +93,20 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
 
 
 class Step:
-    """Losses and gradients of the official names; compiled once for each shape."""
+    """Losses and gradients of the official names; compiled once for each shape.
 
-    def __init__(self, model: GroundingDINO):
+    Args:
+      encoded: takes the place of `GroundingDINO.encode`: what an encoder made of the scene once.
+    """
+
+    def __init__(self, model: GroundingDINO, encoded: Callable[[GroundingDINO], tuple] | None = None):
         self.graph, self.state = nnx.split(model)
-        self.config = model.config
+        self.config, self.encoded = model.config, encoded
         self.run = jax.jit(jax.value_and_grad(self.total, argnums=(0, 1, 2), has_aux=True))
 
     def outputs(self, scene: Scene, draws: Draws) -> Outputs:
         """All predictions."""
         return self._look(self.state, scene, draws)[0]
-
-    def assignment(self, outputs: Outputs, truth: Truth) -> np.ndarray:
-        """Query of every object for every matched set."""
-        layers = [
-            jax.tree.map(lambda x: x[i], outputs.layers)  # noqa: B023
-            for i in range(self.config.decoder_layers)
-        ]
-        return np.stack(
-            [
-                match(costs(found.logits, found.boxes, truth, self.config.criterion), truth.valid)
-                for found in (outputs.encoder, *layers)
-            ]
-        )
 
     def __call__(
         self, scene: Scene, draws: Draws, points: MaskPoints, kinds: tuple[str, ...]
@@ -120,7 +114,7 @@ class Step:
         """Every term, and `total` of the wanted kinds; gradients of that, weights by their official names."""
         links, pixels, *rest = scene
         on = {name: jnp.float32(name in kinds) for name in sum(KINDS.values(), ())}
-        (total, terms), (weights, states, image) = self.run(
+        (total, (terms, self.seen)), (weights, states, image) = self.run(
             self.state, links.states, pixels, (links.valid, *rest), draws, points, on
         )
         found = {name: np.asarray(mean(value)) for name, value in terms.items()}
@@ -130,12 +124,12 @@ class Step:
 
     def total(
         self, state, states, pixels, rest, draws: Draws, points: MaskPoints, on: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, Weighted]]:
-        """The sum of the wanted terms, and all terms."""
+    ) -> tuple[jax.Array, tuple[dict[str, Weighted], Outputs]]:
+        """The sum of the wanted terms; all terms, and the predictions they are of."""
         valid, inside, truth = rest
         outputs, layout = self._look(state, (Links(states, valid), pixels, inside, truth), draws)
         terms = Criterion(self.config.criterion, truth)(outputs, points, layout)
-        return sum(on[name.split("_")[0]] * mean(value) for name, value in terms.items()), terms
+        return sum(on[name.split("_")[0]] * mean(value) for name, value in terms.items()), (terms, outputs)
 
     def _look(self, state, scene: Scene, draws: Draws) -> tuple[Outputs, Layout]:
         links, pixels, inside, truth = scene
@@ -144,9 +138,21 @@ class Step:
         # reads it, for they come from no link.
         encode = model.class_encoder
         model.class_encoder = lambda links: encode(links.replace(valid=jnp.ones_like(links.valid)))
+        if self.encoded is not None:
+            model.encode = lambda *_, **__: self.encoded(model)
         layout = denoising.lay_out(truth, self.config)
         noise = denoising.disturb(layout, draws, truth, model.class_encoder(links), self.config)
         return model.look(links, pixels, inside, dn=noise), layout
+
+
+def assignment(outputs: Outputs, truth: Truth, config: CriterionConfig) -> np.ndarray:
+    """Query of every object for every matched set."""
+
+    def one(found: Predictions) -> jax.Array:
+        return match(costs(found.logits, found.boxes, truth, config), truth.valid)
+
+    sets = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), outputs.encoder, outputs.layers)
+    return np.asarray(jax.jit(jax.vmap(one))(sets))
 
 
 def losses(
@@ -158,13 +164,17 @@ def losses(
         term = TERMS.get(kind, kind)  # the official code says "class" where it has no denoising queries
         weight = getattr(criterion, f"{term}_weight")
         yield f"loss {name}", found["_".join([term, *rest])], np.float32(weight * value)
-    yield "number of losses", np.array(len(found) - 1), np.array(len(names))
+    yield "number of losses", np.array(len(found.keys() - {"total"})), np.array(len(names))
 
 
-def _noise(model: GroundingDINO, scene: Scene, layout: Layout, draws: Draws, data: Arrays) -> Iterator[Case]:
+def denoising_queries(
+    model: GroundingDINO, scene: Scene, layout: Layout, draws: Draws, data: Arrays
+) -> Iterator[Case]:
     """The denoising queries, and who sees whom with them in front."""
     links, *_, truth = scene
-    noise = denoising.disturb(layout, draws, truth, model.class_encoder(links), model.config)
+    noise = jax.jit(
+        lambda links: denoising.disturb(layout, draws, truth, model.class_encoder(links), model.config)
+    )(links)
     slots, count = layout.live.shape[1], int(data["dn/single_padding"]) * int(data["dn/dn_num"])
     rows = len(layout.live)
     yield "live slots", np.asarray(layout.live.sum(1)), np.full(rows, count)
@@ -181,7 +191,7 @@ def _noise(model: GroundingDINO, scene: Scene, layout: Layout, draws: Draws, dat
     yield "who sees whom", blocked, np.broadcast_to(data["dn/attn_mask"], blocked.shape)
 
 
-def _predictions(outputs: Outputs, layout: Layout, data: Arrays) -> Iterator[Case]:
+def predictions(outputs: Outputs, layout: Layout, data: Arrays) -> Iterator[Case]:
     """Every set of predictions."""
     layers = len(outputs.layers.logits)
     live = int(layout.live[0].sum())
@@ -189,9 +199,11 @@ def _predictions(outputs: Outputs, layout: Layout, data: Arrays) -> Iterator[Cas
     sets += [jax.tree.map(lambda x: x[i], outputs.layers) for i in range(layers)]  # noqa: B023
     sets += [jax.tree.map(lambda x: x[i, :, :live], outputs.denoising) for i in range(layers)]  # noqa: B023
     for name, found in zip(given.set_names(layers), sets, strict=True):
-        masks = np.asarray(mask_logits(found.masks, outputs.mask_features))
         yield from gd.logits(f"{name} logits", np.asarray(found.logits), data[f"pred/{name}/logits"])
         yield f"{name} boxes", np.asarray(found.boxes), data[f"pred/{name}/boxes"]
+        if f"pred/{name}/mask_stats" not in data:
+            continue
+        masks = np.asarray(mask_logits(found.masks, outputs.mask_features))
         yield f"{name} masks", gd.stats(masks), data[f"pred/{name}/mask_stats"]
         if f"pred/{name}/masks_query0" in data:
             yield f"{name} masks of query 0", masks[:, 0], data[f"pred/{name}/masks_query0"]
@@ -205,7 +217,7 @@ def _whole_gradients(data: Arrays, found: Arrays) -> Iterator[Case]:
     yield "grad of the pixels", gd.stats(found["pixel_values"]), data["grad_stats_pixel_values"]
 
 
-def _norms(
+def gradient_norms(
     title: str, names: np.ndarray, norms: np.ndarray, products: np.ndarray, found: Arrays
 ) -> Iterator[Case]:
     """Norm and product with the probe of every weight's gradient, in units of its norm."""
@@ -226,7 +238,7 @@ def _variant(
     for title, got, want in losses(model.config.criterion, mine["loss_names"], mine["loss_values"], found):
         yield f"{name} {title}", got, want
     yield f"{name} total", found["total"], mine["total"]
-    yield from _norms(name, data["grad_stats/names"], mine["grad_l2"], mine["grad_dot"], gradients)
+    yield from gradient_norms(name, data["grad_stats/names"], mine["grad_l2"], mine["grad_dot"], gradients)
     yield f"{name} grad of the links", gd.stats(gradients["text_query"]), mine["grad_text_query_stats"]
 
 
@@ -237,13 +249,14 @@ def _one_object(model: GroundingDINO, inputs: Arrays, variants: Arrays) -> tuple
     pixels = inputs["pixel_values"][i : i + 1, :, :h, :w]
     alone = {
         "pixel_values": pixels,
+        "pixel_mask": pixels[:, 0] != 0,
         "text_query": inputs["text_query"][i : i + 1, place : place + 1],
         "text_query_masks": inputs["text_query_masks"][i : i + 1, place : place + 1],
         "target0/class_labels": np.zeros(1, np.int64),
         "target0/boxes": inputs[f"target{i}/boxes"][:1],
         "target0/masks": inputs[f"target{i}/masks"][:1],
     }
-    scene = (gd.links(alone), gd.pixels(alone), jnp.asarray(pixels[:, 0] != 0), given.truth(alone, [0]))
+    scene = (gd.links(alone), gd.pixels(alone), jnp.asarray(alone["pixel_mask"]), given.truth(alone, [0]))
     drawn = [variants[key] for key in sorted(variants) if key.startswith("one/rand/")]
     layout = denoising.lay_out(scene[3], model.config)
     draws = given.noise(tuple(drawn[:4]), layout, model.config.criterion.label_noise)

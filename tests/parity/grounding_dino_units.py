@@ -26,7 +26,7 @@ def cases(folder: pathlib.Path) -> Iterator[Case]:
 def masks_of(folder: pathlib.Path, shapes: levels.Shapes) -> list[jax.Array]:
     """The golden pixel mask at the size of every level."""
     mask = jnp.asarray(goldens.arrays(folder, "inputs")["pixel_mask"])
-    return [levels.shrink(mask, shape) for shape in shapes]
+    return jax.jit(lambda mask: [levels.shrink(mask, shape) for shape in shapes])(mask)
 
 
 def _positions(folder: pathlib.Path) -> Iterator[Case]:
