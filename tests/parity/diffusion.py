@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The golden decoders that paint, in float32, at the sizes that the folder's info.json states."""
 
+import dataclasses
+import functools
 import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tests.parity import goldens
 from tests.parity.weights import load
@@ -34,7 +37,7 @@ def info(folder: pathlib.Path) -> dict:
     return json.loads((folder / "info.json").read_text())
 
 
-def config(folder: pathlib.Path, *, edits: bool, drop_rate: float = 0.0) -> PainterConfig:
+def config(folder: pathlib.Path, *, edits: bool) -> PainterConfig:
     """Sizes of the golden decoder that generates or edits."""
     found = info(folder)
     unet, vae, text = found["unet8" if edits else "unet"], found["vae"], found["text"]
@@ -73,14 +76,21 @@ def config(folder: pathlib.Path, *, edits: bool, drop_rate: float = 0.0) -> Pain
         mapper=MapperConfig(heads=found["mapper_heads"], mlp=mlp),
         schedule=ScheduleConfig(noise["num_train_timesteps"], noise["beta_start"], noise["beta_end"]),
         size=factor * unet["sample_size"],
-        drop_rate=drop_rate,
+        drop_rate=0.0,
         dtype="float32",
     )
 
 
 def build(folder: pathlib.Path, *, edits: bool, drop_rate: float = 0.0) -> Painter:
     """The golden decoder with its weights, by their official names."""
-    sizes = config(folder, edits=edits, drop_rate=drop_rate)
+    painter = nnx.merge(*nnx.split(_loaded(folder, edits)))
+    painter.config = dataclasses.replace(painter.config, drop_rate=drop_rate)
+    return painter
+
+
+@functools.cache
+def _loaded(folder: pathlib.Path, edits: bool) -> Painter:
+    sizes = config(folder, edits=edits)
     parts = {"sd_unet.": "unet4", "sd_vae.": "vae", "sd_text_encoder.": "text", "": "mapper"}
     tensors = {
         prefix + name: value

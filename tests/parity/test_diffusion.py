@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decoders that paint against the committed part of their golden set.
 
-That part has the autoencoder's encoder, the text encoder, the mapper, the first blocks of the UNet, and two
-recorded samplings of one row each. The rest of the networks, losses, gradients and pictures are compared by
-`python -m tests.parity`.
+That part has the autoencoder's encoder, the text encoder, the mapper, the first blocks of the UNet, a step of
+training each decoder with what its UNet said, and two recorded samplings of one row each. The rest of the
+networks, their gradients and pictures are compared by `python -m tests.parity`.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ import pytest
 from tests.parity import COMPONENTS, compare
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "golden" / "diffusion"
-PARTS = {name: cases for name, cases in COMPONENTS["diffusion"].items() if name != "training"}
+PARTS = COMPONENTS["diffusion"]
 
 
 @pytest.mark.parametrize("part", PARTS)

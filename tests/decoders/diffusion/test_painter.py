@@ -17,6 +17,7 @@ from vllm2_jax.decoders.diffusion.painter import as_bytes, row_keys
 from vllm2_jax.decoders.diffusion.samplers import make_plan
 from vllm2_jax.decoders.diffusion.schedule import kept_share
 from vllm2_jax.decoders.diffusion.targets import Request, read_targets
+from vllm2_jax.decoders.diffusion.vae import draw_latents
 from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.sharding.collectives import collectives
 from vllm2_jax.sharding.mesh import make_mesh
@@ -132,6 +133,49 @@ def test_velocity_instead_of_noise(edits):
     for time in (0, 500, 999):
         loss, error = measure(swift, jnp.asarray(time))
         np.testing.assert_allclose(loss, 0.5 * error / kept_share(ScheduleConfig())[time], rtol=2e-3)
+
+
+def test_every_time_is_drawn():
+    """From the first to the last, as often; what is drawn beside it is something else."""
+    steps, latent = ScheduleConfig().steps, config(edits=False).vae.latent
+    row = {"moments": jnp.zeros((1, 1, 1, 2 * latent)), "caption": targets(1, edits=False)["caption"]}
+    draw = jax.jit(painter(False).draw, static_argnums=1)
+    first, same, other = (draw(jax.random.key(i), 20_000, read_targets(row, edits=False)) for i in (0, 0, 1))
+    assert np.bincount(first.time, minlength=steps).min() > 0 and first.time.max() == steps - 1
+    np.testing.assert_allclose(first.time.mean(), (steps - 1) / 2, rtol=0.02)
+    assert first.drop.min() >= 0 and first.drop.max() < 1
+    np.testing.assert_allclose(first.drop.mean(), 0.5, rtol=0.02)
+    for a, b in ((first.posterior, first.noise), (first.drop, first.time)):
+        assert abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]) < 0.03
+    for a, b, c in zip(*map(jax.tree.leaves, (first, same, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (a == c).mean() < 0.01
+
+
+def test_the_prior_is_the_divergence_of_scaled_latents_from_normal_ones():
+    """Measured by drawing: the mean of log q(z) - log p(z), per latent."""
+    drawer, row = painter(False), read_targets(targets(1, edits=False), edits=False)
+    weight, scale = drawer.config.kl_weight, drawer.config.vae.scale
+
+    @jax.jit
+    def measure(drawer, noise):
+        found = drawer.autoencoder_losses(jax.random.key(0), row.image, jnp.ones(1, bool))
+        moments = drawer.moments(row.image, None)
+        z = jax.vmap(lambda noise: draw_latents(moments, noise) * scale)(noise)
+        spread = scale * jnp.exp(0.5 * jnp.split(moments, 2, axis=-1)[1])
+        density = -0.5 * jnp.square(noise) - jnp.log(spread) + 0.5 * jnp.square(z)
+        return (
+            found["prior"][0] / weight,
+            density.mean(),
+            drawer.finish(z[0]),
+            drawer.vae.decode(z[0] / scale),
+        )
+
+    latents = 16 // drawer.config.vae.factor
+    noise = jax.random.normal(jax.random.key(1), (4000, 1, latents, latents, drawer.config.vae.latent))
+    divergence, drawn, picture, decoded = measure(drawer, noise)
+    np.testing.assert_allclose(divergence, drawn, rtol=0.01)
+    np.testing.assert_allclose(picture, np.clip(np.asarray(decoded) / 2 + 0.5, 0, 1), atol=1e-6)
 
 
 def test_share_of_rows_that_lose_text_or_picture():
