@@ -109,6 +109,29 @@ def test_muon_moves_all_directions_alike():
     assert sizes[1] < 0.1 * sizes[0]
 
 
+def test_muon_by_its_formula():
+    shapes = {"kernel": ((8, 12), ("embed", "mlp")), "bias": ((12,), ("mlp",))}
+    config = OptimizerConfig([("kernel", 0.5), (".", 1.0)], steps=1, peak=1.0, clip_norm=0.5, muon="kernel")
+    tx, rng = make_tx(config), np.random.default_rng(0)
+    state, momentum = None, 0.0
+    for size in (10.0, 0.01, 0.02):  # only the first gradient is clipped, else nothing of it could be seen
+        drawn = {name: rng.normal(size=shape) * size for name, (shape, _) in shapes.items()}
+        grads = {
+            name: nnx.Param(jnp.asarray(drawn[name], jnp.float32), axes=axes)
+            for name, (_, axes) in shapes.items()
+        }
+        updates, state = tx.update(grads, tx.init(grads) if state is None else state, grads)
+        norm = math.sqrt(sum((x**2).sum() for x in drawn.values()))
+        grad = drawn["kernel"] * min(1.0, 0.5 / norm)
+        momentum = grad + 0.95 * momentum
+        left, sizes, right = np.linalg.svd(grad + 0.95 * momentum, full_matrices=False)  # Nesterov's
+        sizes /= np.linalg.norm(sizes)
+        for _ in range(5):
+            sizes = 3.4445 * sizes - 4.7750 * sizes**3 + 2.0315 * sizes**5
+        want = 0.5 * 0.2 * math.sqrt(12) * (left * sizes) @ right
+        np.testing.assert_allclose(updates["kernel"][...], want, atol=1e-4)
+
+
 def test_muon_takes_heads_as_one_matrix():
     rng = np.random.default_rng(0)
     shapes = {
