@@ -54,7 +54,7 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()  # questions with known answers, see `launch/heldout.py`
     config.eval.tasks = ml_collections.ConfigDict(HELDOUT["synthetic"])  # as a mixture, without rows
-    config.eval.examples = 200  # records of each dataset that `launch.evaluate` asks about
+    config.eval.examples = 200  # records of each dataset that `launch.evaluate` asks about; 0: all
     config.eval.every = 0  # steps between short evaluations during training; 0: none
     config.eval.quick = 32  # records of each dataset in a short one
     config.eval.rows = 32  # prompts answered at once, on each host

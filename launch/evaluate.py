@@ -2,10 +2,12 @@
 """Asks a trained model held-out questions, lets its decoders look, scores both and writes a report.
 
     python -m launch.evaluate --config configs/demo.py --workdir runs/demo
+    python -m launch.evaluate --workdir converted --sets detection/coco,pose --root DATA
 
-Scores the newest checkpoint of the run, or converted weights, and beside it the same model untrained and, for
-questions that are matched exactly, the most frequent answer to the same one. Writes `evaluation.json` and
-`report.html` into the folder.
+Scores the newest checkpoint of the run, or converted weights. The first form asks what the config holds out,
+and beside the model the same one untrained and, for questions that are matched exactly, the most frequent
+answer to the same one. The second asks the published validation sets (`HELDOUT` in `configs/mixtures.py`) of
+the model whose config lies in the folder. Writes `evaluation.json` and `report.html` into the folder.
 """
 
 import collections
@@ -13,17 +15,21 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from configs.mixtures import HELDOUT
 from launch import exits
 from launch.build import build_run, rebuild
-from launch.heldout import Case, Heldout
+from launch.heldout import Case, Heldout, Results
 from launch.logs import hush_orbax
 from launch.report import write_report
+from launch.saved import config_to_ask, saved_model
 from vllm2_jax.evals.exact_match import exact_match
 from vllm2_jax.train import fate, metrics
 from vllm2_jax.train.checkpoint import load_weights, state_folder
@@ -31,6 +37,13 @@ from vllm2_jax.train.paths import place
 from vllm2_jax.train.state import random_model
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config the run was trained with.")
+_SETS = flags.DEFINE_list(
+    "sets", [], "Instead of --config: published sets; detection are all of a kind, detection/coco one."
+)
+_ROOT = flags.DEFINE_string("root", "", "Folder of these sets, as {root} in configs/mixtures*.py.")
+_EXAMPLES = flags.DEFINE_integer("examples", 0, "Records of each of these sets; 0: all.", lower_bound=0)
+_PICTURES = flags.DEFINE_integer("pictures", 8, "Pictures that a host looks at at once.", lower_bound=1)
+_STRATEGY = flags.DEFINE_string("strategy", "fsdp", "How the model of --sets is laid over the devices.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process a host: find the others (TPU pods, Slurm).")
 _REQUIRE = flags.DEFINE_list(
@@ -47,10 +60,18 @@ def main(argv: list[str]) -> None:
     if _MULTIHOST.value:
         jax.distributed.initialize()
     hush_orbax()
+    logging.set_verbosity(logging.INFO)  # how far it is
     try:
         with fate.shared(exits.exit_code):
             required = parse_required(_REQUIRE.value)
-            scores = run_evaluation(_CONFIG.value, place(_WORKDIR.value))
+            if bool(_SETS.value) == (_CONFIG.value is not None):
+                raise ValueError("give --config, or --sets with --root: what the model is asked")
+            workdir = place(_WORKDIR.value)
+            if _SETS.value:
+                asked = published(_SETS.value), _ROOT.value, _EXAMPLES.value, _PICTURES.value
+                scores = evaluate_sets(workdir, *asked, strategy=_STRATEGY.value)
+            else:
+                scores = run_evaluation(_CONFIG.value, workdir)
             failed = out_of_bounds(scores, required)
     except Exception as error:
         code = exits.exit_code(error)
@@ -109,7 +130,63 @@ def out_of_bounds(scores: Mapping[str, float], required: Mapping[str, Bound]) ->
     ]
 
 
-def run_evaluation(config, workdir: epath.Path) -> dict[str, float]:
+def published(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`config.eval.tasks` for published sets: `detection` are all of a kind, `detection/coco` is one.
+
+    Raises:
+      ValueError: there is no such set.
+    """
+    kinds = [kind for kind in HELDOUT if not kind.startswith("synthetic")]
+    tasks = {f"{kind}/{task}": entry for kind in kinds for task, entry in HELDOUT[kind].items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        chosen = {key: entry for key, entry in tasks.items() if name in (key, key.partition("/")[0])}
+        if not chosen:
+            raise ValueError(f"--sets={name}: no such set; there are {', '.join([*kinds, *tasks])}")
+        found |= chosen
+    return found
+
+
+def evaluate_sets(
+    workdir: epath.Path,
+    tasks: dict[str, dict[str, Any]],
+    root: str,
+    examples: int = 0,
+    pictures: int = 8,
+    *,
+    strategy: str = "fsdp",
+) -> dict[str, float]:
+    """Scores the model of a folder, whose config lies there too; loads the decoders that are needed.
+
+    Args:
+      workdir: of a run, or converted weights.
+      tasks: for `config.eval.tasks`.
+      root: folder of the datasets.
+      examples: records of each dataset; 0 are all.
+      pictures: that a host looks at at once.
+      strategy: how the model is laid over the devices.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      DataError: a file of a dataset is missing or wrong.
+      ValueError: the model lacks a decoder.
+    """
+    decoders = {entry["decoder"] for entry in tasks.values()}
+    config = config_to_ask(workdir, strategy, decoders)
+    if missing := decoders - set(config.model.decoders):
+        raise ValueError(f"the model in {workdir} lacks what --sets ask for: {', '.join(sorted(missing))}")
+    with config.unlocked(), config.ignore_type():
+        config.data.root = root
+        config.eval.tasks = tasks
+        config.eval.examples, config.eval.pictures = examples, pictures
+    run = build_run(config)
+    heldout = Heldout(config, run)
+    results = heldout(saved_model(workdir, run))
+    write(workdir, heldout, results, {"trained": results.scores})
+    return results.scores
+
+
+def run_evaluation(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, float]:
     """Evaluates the newest checkpoint; prints a table, writes the files, returns the scores.
 
     Raises:
@@ -119,19 +196,25 @@ def run_evaluation(config, workdir: epath.Path) -> dict[str, float]:
     run = build_run(config)
     heldout = Heldout(config, run)
     results = heldout(load_weights(workdir, rebuild(run, run.plan.abstract)))
-    untrained = heldout(random_model(run.plan)).scores
-    if jax.process_index() == 0:
-        found = {"trained": results.scores, "untrained": untrained}
-        if matched := [case for case in heldout.cases if case.task not in heldout.metrics]:
-            found["most_frequent_answer"] = most_frequent(matched)
-        print(table(found))
-        (workdir / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        log = (
-            metrics.read(workdir) if (workdir / "metrics.jsonl").exists() else []
-        )  # converted weights have none
-        write_report(workdir / "report.html", heldout.cases, results, found, log)
-        print(f"report: {workdir / 'report.html'}")
+    found = {"trained": results.scores, "untrained": heldout(random_model(run.plan)).scores}
+    if matched := [case for case in heldout.cases if case.task not in heldout.metrics]:
+        found["most_frequent_answer"] = most_frequent(matched)
+    write(workdir, heldout, results, found)
     return results.scores
+
+
+def write(
+    workdir: epath.Path, heldout: Heldout, results: Results, found: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Prints the table of one process and writes its files."""
+    if jax.process_index() != 0:
+        return
+    print(table(found))
+    (workdir / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    # Converted weights have no log.
+    log = metrics.read(workdir) if (workdir / "metrics.jsonl").exists() else []
+    write_report(workdir / "report.html", heldout.cases, results, found, log)
+    print(f"report: {workdir / 'report.html'}")
 
 
 def most_frequent(cases: Sequence[Case]) -> dict[str, float]:
@@ -164,9 +247,10 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
                 f"{column[name]:>22.3f}" if name in column else f"{'':>22}" for column in found.values()
             ]
             lines.append(f"{name:<{width}}" + "".join(values))
-    return "\n".join([*lines, f"{int(found['trained'].get('count', 0))} questions"])
+    if "count" in found["trained"]:
+        lines.append(f"{int(found['trained']['count'])} questions")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     exits.run(main)

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Examples in batches of rows, for programs that answer them: every process its share, always full."""
 
+import itertools
+import os
 from collections.abc import Iterator
 from typing import Protocol
 
-from data_pipelines.collate import CollateSpec, TaskShape, blank_row, collate, make_row
+import grain
+from absl import logging
+
+from data_pipelines.collate import CollateSpec, Row, TaskShape, blank_row, collate, make_row
 from data_pipelines.example import Example
 from launch.build import Run
 from vllm2_jax.batch import TaskRows
 from vllm2_jax.sharding.partition import batch_shards, host_share
+
+PROGRESS = 60.0  # seconds between two lines that say how far it is
 
 
 class Examples(Protocol):
@@ -30,6 +37,8 @@ def host_batches(
 ) -> Iterator[tuple[list[tuple[int, Example]], TaskRows, dict[str, int]]]:
     """Batches of `rows` rows on this host, or of a few more that split over its devices, filled with padding.
 
+    Threads read the examples of the next batch while this one is looked at.
+
     Args:
       run: gives tokenizer and mesh.
       spec, shape: of the rows; `shape.rows` is 1, so that every row is a group.
@@ -46,9 +55,20 @@ def host_batches(
     part, parts = host_share(run.mesh, run.strategy.rules)
     rows = whole_rows(run, rows)
     blank = blank_row(run.tokenizer, spec, shape)
-    for start in range(0, len(examples), rows * parts):
-        first = start + part * rows
-        mine = [(i, examples[i]) for i in range(first, min(first + rows, len(examples)))]
-        made = [make_row(example, run.tokenizer, spec, shape) for _, example in mine]
-        batch, counters = collate([*made, *[blank] * (rows - len(made))], spec, shape)
-        yield mine, batch, counters
+    starts = range(0, len(examples), rows * parts)
+    mine = [range(start + part * rows, min(start + (part + 1) * rows, len(examples))) for start in starts]
+
+    def read(number: int) -> tuple[tuple[int, Example], Row]:
+        example = examples[number]
+        return (number, example), make_row(example, run.tokenizer, spec, shape)
+
+    threads = os.cpu_count() or 1
+    numbers = grain.MapDataset.source(list(itertools.chain(*mine)))
+    made = iter(numbers.map(read).to_iter_dataset(grain.ReadOptions(threads, max(threads, rows))))
+    for start, places in zip(starts, mine, strict=True):
+        logging.log_every_n_seconds(
+            logging.INFO, "%s: %d of %d pictures", PROGRESS, shape.decoder, start, len(examples)
+        )
+        now = list(itertools.islice(made, len(places)))
+        batch, counters = collate([*(row for _, row in now), *[blank] * (rows - len(now))], spec, shape)
+        yield [example for example, _ in now], batch, counters

@@ -27,8 +27,10 @@ def saved_config(workdir: PathLike) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(stored_config(state_folder(workdir).parent))
 
 
-def saved_run(workdir: PathLike, strategy: str, decoders: Collection[str] | None = None) -> Run:
-    """The run whose config lies in its newest checkpoint, laid out anew; nothing is loaded yet.
+def config_to_ask(
+    workdir: PathLike, strategy: str, decoders: Collection[str] | None = None
+) -> ml_collections.ConfigDict:
+    """The config in the newest checkpoint of a run, changed to ask its model on the devices at hand.
 
     Args:
       workdir: of a run, or converted weights.
@@ -46,7 +48,12 @@ def saved_run(workdir: PathLike, strategy: str, decoders: Collection[str] | None
             found = config.model.decoders.to_dict()
             config.model.decoders = {name: sizes for name, sizes in found.items() if name in decoders}
         config.optimizer.groups = GROUPS["all_links"]  # those of the run may speak of decoders left out
-    return build_run(config)
+    return config
+
+
+def saved_run(workdir: PathLike, strategy: str, decoders: Collection[str] | None = None) -> Run:
+    """The run of `config_to_ask`; nothing is loaded yet."""
+    return build_run(config_to_ask(workdir, strategy, decoders))
 
 
 def saved_model(workdir: PathLike, run: Run, dtype: DTypeLike | None = None) -> VisionLLMv2:

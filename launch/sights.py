@@ -58,14 +58,14 @@ def open_datasets(
 ) -> list[tuple[str, str, Mapping[str, Any], First]]:
     """(task, dataset, the task's entry, its first `count` records) of all of `config.eval.tasks`.
 
-    Without a count there are `config.eval.examples` of each.
+    Without a count there are `config.eval.examples` of each; 0 are all.
     """
     count = config.eval.examples if count is None else count
     found = []
     for task, entry in fill_root(config.eval.tasks.to_dict(), config.data.root).items():
         for name, options in entry["datasets"].items():
             source = open_source(name, options, spec=run.spec, seed=config.seed)
-            found.append((task, name, entry, First(source, count)))
+            found.append((task, name, entry, First(source, count or len(source))))
     return found
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import build, generate, predict
+from configs.mixtures import HELDOUT
+from launch import build, evaluate, generate, predict
 from launch.answer import AnswerConfig
 from launch.saved import saved_config, saved_model, saved_run
 from tests.launch import small_decoders
@@ -105,3 +106,24 @@ def test_a_drawing_never_replaces_its_picture(workdir, picture, monkeypatch, cap
     assert predict.main() == 2
     assert "name another folder with --out" in capsys.readouterr().err
     assert picture.read_bytes() == before
+
+
+def test_a_folder_is_scored_on_sets_with_the_decoders_they_need(workdir, capsys):
+    pose = {**small_decoders.tasks("heldout")["pose"], "metrics": ("keypoints",)}
+    scores = evaluate.evaluate_sets(workdir, {"pose/small": pose}, "", examples=3, pictures=2)
+    assert 0 <= scores["pose/small/keypoints/AP"] <= 1
+    written = json.loads((workdir / "evaluation.json").read_text())
+    assert written == {"trained": scores}
+    assert "pose/small/keypoints/AP50" in capsys.readouterr().out
+    assert (workdir / "report.html").read_text().count("data:image/png;base64") == 2 * 3
+    with pytest.raises(ValueError, match="lacks what --sets ask for: unheard_of"):
+        evaluate.evaluate_sets(workdir, {"pose/small": {**pose, "decoder": "unheard_of"}}, "")
+
+
+def test_sets_are_asked_for_one_by_one_or_by_kind():
+    assert set(evaluate.published(["pose/coco", "detection"])) == {
+        "pose/coco",
+        *(f"detection/{task}" for task in HELDOUT["detection"]),
+    }
+    with pytest.raises(ValueError, match=r"--sets=pose/cocoo: no such set; there are detection, .*pose/coco"):
+        evaluate.published(["pose/cocoo"])
