@@ -145,10 +145,10 @@ def plan(*rows, width=40):
 ROWS = ("10 DET 11 DET 12 GEN 13 EOS", "POSE EOS", "10 11 EDIT DET EOS", "20 21 22 23 EOS")
 
 
-def run(llm, queries, choose, **options):
+def run(llm, queries, choose, *, seed=0, **options):
     prompt, valid = prompts(llm)
     settings = {"ids": IDS, "counts": COUNTS, "max_new": 24, "max_links": 4} | options
-    return generate(llm, queries, prompt, valid, jax.random.key(0), choose, **settings)
+    return generate(llm, queries, prompt, valid, jax.random.key(seed), choose, **settings)
 
 
 def test_forced_rows_give_the_planned_tokens_links_and_states(llm, queries):
@@ -191,11 +191,16 @@ def test_the_budget_counts_tokens_and_queries(llm, queries):
 
 
 def test_stop_sequences_end_a_row(llm, queries):
-    out = run(llm, queries, plan(*ROWS), stop=((21, 22), (13,), (11, 12)))
+    # The last one is longer than what its row has said when it could begin.
+    out = run(llm, queries, plan(*ROWS), stop=((21, 22), (13,), (11, 12), (20, 20)))
     np.testing.assert_array_equal(out.lengths, [7, 2, 5, 3])
     assert out.finished.all()
     assert cut_at("a dog ### Human", ["\n", "###"]) == "a dog "
     assert cut_at("a dog", ["###"]) == "a dog"
+    for stop in (["\n", "###"], ["###", "\n"]):
+        assert cut_at("a dog ### Human\nA cat", stop) == "a dog "
+        assert cut_at("a dog\n### Human", stop) == "a dog"
+    assert cut_at("dog", ["dog and cat"]) == "dog"
 
 
 def test_a_row_does_not_depend_on_the_others(llm, queries):
@@ -228,10 +233,16 @@ def test_settings_and_prompts_change_without_compiling_again(llm, queries):
     before = generate._cache_size()
     outs = [
         run(llm, queries, Sampler(temperature, top_p), max_new=11)
-        for temperature, top_p in ((0.0, 1.0), (0.7, 0.9), (5.0, 1.0))
+        for temperature, top_p in ((0.0, 1.0), (0.7, 0.9), (1e6, 1.0))
     ]
+    again, other = (run(llm, queries, Sampler(1e6), max_new=11, seed=seed).tokens for seed in (0, 1))
     assert generate._cache_size() == before + 1
     assert (np.asarray(outs[0].tokens) != np.asarray(outs[2].tokens)).any()
+    np.testing.assert_array_equal(again, outs[2].tokens)
+    assert (other[:, 0] != again[:, 0]).all()
+    # All tokens are about as likely, so only a new draw in every turn makes another one.
+    said = [set(row[:length]) for row, length in zip(again.tolist(), outs[2].lengths, strict=True)]
+    assert max(map(len, said)) > 5
 
 
 def test_a_bfloat16_model_generates(queries):
@@ -240,13 +251,15 @@ def test_a_bfloat16_model_generates(queries):
 
 
 def test_dynamic_positions_count_the_columns_of_a_row(llm, queries):
-    """Below `max_positions` nothing changes; above it the angles do."""
-    rope = dataclasses.replace(small.CONFIG.rope, scaling="dynamic", factor=2.0, max_positions=30)
+    """Up to `max_positions` nothing changes; with the next column the angles do."""
+    # The last query of the picture in the first row is column 18: 3 of the prompt, 15 of the answer.
+    rope = dataclasses.replace(small.CONFIG.rope, scaling="dynamic", factor=2.0, max_positions=18)
     long = small.model(dataclasses.replace(small.CONFIG, rope=rope))
-    short = small.model(dataclasses.replace(long.config, rope=dataclasses.replace(rope, max_positions=12)))
+    short = small.model(dataclasses.replace(long.config, rope=dataclasses.replace(rope, max_positions=17)))
     want, same, other = (run(m, queries, plan(*ROWS)).states for m in (llm, long, short))
     np.testing.assert_allclose(same, want, atol=1e-6)
-    assert np.abs(np.asarray(other[0] - want[0])).max() > 1e-3
+    changed = np.abs(np.asarray(other - want)).max(-1) > 1e-3
+    assert np.argwhere(changed).tolist() == [[0, 2, COUNTS.generation - 1]]
 
 
 def test_bad_arguments_name_the_remedy(llm, queries):
