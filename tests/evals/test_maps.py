@@ -32,6 +32,16 @@ def test_semantic_by_hand():
         EVALS["semantic"]([LabelMap(true.labels, NAMES[::-1])], [true])
 
 
+def test_a_class_that_is_nowhere_counts_where_it_is_predicted():
+    true = LabelMap(np.array([[0, 0, 1, 255]]), NAMES)
+    found = LabelMap(np.array([[0, 2, 1, 3]]), NAMES)
+    assert EVALS["semantic"]([found], [true]) == {
+        "semantic/mIoU": pytest.approx((1 / 2 + 1 + 0) / 3),
+        "semantic/mAcc": pytest.approx((1 / 2 + 1) / 2),
+        "semantic/aAcc": pytest.approx(2 / 3),
+    }
+
+
 def test_semantic_goes_by_name():
     # The same pixels, their classes listed in another order.
     one = LabelMap(np.array([[0, 1]]), NAMES[:2]), LabelMap(np.array([[0, 0]]), NAMES[:2])
@@ -101,6 +111,16 @@ def test_masks_come_back_to_where_they_were():
     assert (ys.min(), ys.max(), xs.min(), xs.max()) == (10, 19, 13, 36)
     assert mask.sum() == pytest.approx(10 * 25, rel=0.05)
     assert postprocess.instance_masks(frame[:0], (48, 80), (30, 50)).shape == (0, 30, 50)
+
+
+def test_a_mask_is_where_its_logit_is_positive():
+    frame = np.tile(np.array([0.1, -0.1], np.float32).repeat(4), (1, 8, 1))
+    (mask,) = postprocess.instance_masks(frame, (32, 32), (32, 32))
+    assert mask[:, :16].all() and not mask[:, 16:].any()
+
+
+def test_of_equal_classes_the_first_is_taken():
+    assert not postprocess.class_map(np.full((3, 4, 4), 0.5, np.float32), (16, 16), (10, 9)).any()
 
 
 def test_classes_of_pixels():

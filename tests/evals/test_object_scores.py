@@ -39,7 +39,7 @@ def test_errors_of_counting():
     animals = GroundTruth(SIZE, np.zeros((4, 4)), np.array(["dog", "dog", "cat", "dog"]), crowd=crowd)
     person = Detections(np.zeros((1, 4)), np.array(["person"]), np.array([0.51]))
     empty = GroundTruth(SIZE, np.zeros((0, 4)), np.zeros(0, str))
-    # Five dogs where there are two, no cat where there is one, a person where nobody is; and nothing, rightly.
+    # Five dogs of two, no cat of one, a person where nobody is; and, rightly, nothing.
     assert OBJECTS["count"]([dogs, person, nothing()], [animals, empty, empty]) == {
         "count/MAE": pytest.approx((3 + 1 + 1 + 0) / 4),
         "count/RMSE": pytest.approx(np.sqrt((9 + 1 + 1 + 0) / 4)),
@@ -62,7 +62,7 @@ def test_phrases_that_refer_to_nothing():
     found, empty = seen(TRUE), there(TRUE[:0])
     right = OBJECTS["refer"]([nothing(masks=True)], [empty])
     assert right and all(value == 1.0 for value in right.values())
-    # One picture is rightly left empty; in the other one the best of three alarms counts, with its 400 pixels.
+    # Of three alarms in an empty picture the best one counts, with its 400 pixels.
     one, other = OBJECTS["refer"].record(found, empty), OBJECTS["refer"].record(found, there(TRUE[:1]))
     assert one == {"box": (0.0, 400.0), "mask": (0.0, 400.0)}
     assert other == {"box": (400.0, 400.0), "mask": (400.0, 400.0)}
@@ -122,6 +122,59 @@ def test_keypoints_have_their_own_spread(name):
             found = Detections(box, np.zeros(1, int), np.ones(1), keypoints=points)
             precision.append(OBJECTS[name]([found], [picture])[f"{name}/AP"])
         assert precision == pytest.approx([0.6, 0.5]), place  # of 0.5, 0.55 ... 0.95
+
+
+def test_crowdedness_ends_below_its_bounds():
+    box = np.array([[10, 0, 50, 50]], float)
+    points = np.full((1, 14, 3), 30.0)
+    points[..., 2] = 1
+    scores = []
+    for index in (0.1, 0.2, 0.79, 0.8, 0.89, 1.0):
+        picture = GroundTruth(SIZE, box, np.zeros(1, int), keypoints=points, crowd_index=index)
+        found = Detections(box, np.zeros(1, int), np.ones(1), keypoints=points[..., :2])
+        scores += OBJECTS["crowdpose"]([found], [picture]).keys() - {"crowdpose/AP"}
+    levels = [key.removeprefix("crowdpose/AP") for key in scores if key[-4:] in ("easy", "dium", "hard")]
+    assert levels == ["easy", "medium", "medium", "hard", "hard", "hard"]
+
+
+def test_pck_is_the_mean_over_keypoints_of_those_that_show_them():
+    """The first point is seen in one picture, the second in three, the third never; found are two more."""
+    box = np.array([[0, 0, 50, 30]], float)  # 0.2 of its longer side are 10 pixels
+    pictures, found = [], []
+    for seen, away in (([1, 2, 0], (9, 0, 0)), ([0, 1, 0], (90, 10.5, 0)), ([0, 2, 0], (0, 9, 90))):
+        true = np.array([[[5, 5, seen[0]], [20, 20, seen[1]], [7, 7, seen[2]]]], float)
+        points = np.full((1, 5, 2), 200.0)
+        points[0, :3] = true[0, :, :2] + np.outer(away, (0.6, 0.8))
+        pictures.append(GroundTruth(SIZE, box, np.zeros(1, int), keypoints=true))
+        found.append(Detections(box, np.zeros(1, int), np.ones(1), keypoints=points))
+    assert OBJECTS["pck"](found, pictures) == {"pck": pytest.approx((1 / 1 + 2 / 3) / 2)}
+
+
+def test_miss_rate_by_hand():
+    """Ten pictures with a person each: a hit, nine false alarms, a second hit, another alarm."""
+    person, beside = np.array([[0, 0, 20, 20]], float), np.array([[40, 30, 60, 50]], float)
+    hits = {0: 0.99, 1: 0.5}
+    found = []
+    for i in range(10):
+        alarm = 0.4 if i == 9 else 0.9 - i / 100
+        boxes, scores = ([person, beside], [hits[i], alarm]) if i in hits else ([beside], [alarm])
+        found.append(Detections(np.concatenate(boxes), np.zeros(len(boxes), int), np.array(scores)))
+    scores = OBJECTS["crowdhuman"](found, [there(person)] * 10)
+    # One of ten is found at every rate up to 0.5623 false alarms a picture, two at 1.
+    assert scores == {
+        "crowdhuman/AP": pytest.approx(0.1 * 1 + 0.1 * (1 / 10 + 2 / 11) / 2),
+        "crowdhuman/mMR": pytest.approx((0.9**8 * 0.8) ** (1 / 9)),
+        "crowdhuman/recall": pytest.approx(0.2),
+    }
+
+
+def test_people_are_hit_by_more_than_half():
+    person, ignored = np.array([[0, 0, 20, 20]], float), np.array([[40, 0, 80, 60]], float)
+    picture = there(np.concatenate([person, ignored]), crowd=np.array([False, True]))
+    boxes = np.array([[0, 0, 20, 10], [0, 0, 20, 11], [30, 0, 50, 10], [31, 0, 51, 10]], float)
+    rows, people = OBJECTS["crowdhuman"].record(seen(boxes, scores=[0.9, 0.8, 0.7, 0.6]), picture)
+    # The first overlaps the person by exactly half, the third the ignored region; the last does not count.
+    assert rows.tolist() == [[0.9, 0], [0.8, 1], [0.7, 0]] and people == 1
 
 
 LARGE = (300, 400)
