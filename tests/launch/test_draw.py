@@ -39,6 +39,31 @@ def test_a_class_has_one_colour_in_all_pictures():
     assert tuple(alike[40, 5]) != tuple(alike[40, 45])  # one class alone: objects differ
 
 
+def test_the_best_lie_on_top():
+    boxes = np.array([[20, 10, 60, 50], [20, 10, 60, 50]], float)
+    for labels in (["cat", "dog"], ["dog", "cat"]):
+        objects = detections(boxes=boxes, labels=np.array(labels), masks=encode(fill(boxes)))
+        page, alone = (
+            np.asarray(draw_objects(GREY, objects, names=("cat", "dog"), threshold=t)) for t in (0.0, 0.5)
+        )
+        colour = draw.colour_of(("cat", "dog").index(labels[0]))
+        assert tuple(page[49, 40]) == tuple(alone[49, 40]) == colour
+        # Both masks are half transparent: the upper one takes more of the pixel.
+        nearer = [np.abs(page[30, 40] - np.array(draw.colour_of(i))).sum() for i in (0, 1)]
+        assert np.argmin(nearer) == ("cat", "dog").index(labels[0])
+
+
+def test_what_is_at_the_threshold_is_left_out():
+    page = draw_objects(GREY, detections(), threshold=0.2)
+    assert changed(page)[49, 5:35].all() and not changed(page)[25:, 45:].any()
+
+
+def test_lines_and_points_grow_with_the_picture():
+    large = np.full((1000, 1200, 3), 128, np.uint8)
+    edge = np.flatnonzero(changed(draw_objects(large, detections(boxes=BOXES * 10)))[400, :200])
+    assert edge.tolist() == [50, 51, 52, 53]  # a 250th of the shorter side
+
+
 def test_masks_tint_their_pixels():
     page = draw_objects(GREY, detections(masks=encode(fill(BOXES)), scores=np.array([0.9, 0.8])))
     inside = np.asarray(page)[30, 15:25]
@@ -78,3 +103,14 @@ def test_classes_of_pixels():
     page = np.asarray(draw_classes(GREY, LabelMap(labels, ("sky", "sea", "sand"))))
     assert (page[55:] == 128).all()
     assert tuple(page[2, 2]) != tuple(page[40, 2]) and (page[40, 2] != 128).any()
+
+
+def test_small_classes_are_tinted_but_not_named():
+    labels = np.full(SIZE, IGNORE)
+    labels[30:34, 40:46] = 0  # 24 of 4800 pixels are one 200th
+    small = changed(draw_classes(GREY, LabelMap(labels, ("sky",))))
+    np.testing.assert_array_equal(small, labels == 0)
+    labels[34, 40] = 0
+    named = changed(draw_classes(GREY, LabelMap(labels, ("sky",))))
+    ys, xs = np.nonzero(named & (labels != 0))
+    assert ys.max() <= 34 and xs.min() >= 40  # the name stands above the middle of its pixels
