@@ -90,7 +90,9 @@ def _train(config: Config, clock: Clock) -> bool:
         evaluations = hooks(config, run, functools.partial(rebuild, run))
         program = None
         if file := _EXECUTABLE.value:
-            program = executables.load(file, list(run.mesh.devices.flat), name="train", config=config)
+            devices = list(run.mesh.devices.flat)
+            program = executables.load(file, devices, name="train", config=config)
+            executables.check_can_run(devices)
     state = train(
         dataclasses.replace(loop_config(config, _WORKDIR.value), wait=_WAIT.value),
         run.plan,

@@ -125,6 +125,12 @@ def test_an_executable_is_saved_and_reused(compiled, tmp_path):
             executables.load(tmp_path / "half", devices, name="train", config=small())
 
 
+def test_loaded_programs_do_not_run_where_they_would_wait_for_ever():
+    executables.check_can_run(jax.devices()[:1])
+    with pytest.raises(ValueError, match=r"does not run on 2 CPU devices.*without --executable"):
+        executables.check_can_run(jax.devices()[:2])
+
+
 def test_an_executable_trains_by_its_own_config_only(compiled, tmp_path):
     devices = list(compiled.run.mesh.devices.flat)
     file = tmp_path / "step"
