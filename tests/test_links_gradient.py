@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A decoder's losses train what calls it: its query bank, the language model, the tokens before the link."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,7 +14,8 @@ from launch.build import build_run, make_model
 from tests.decoders.grounding_dino.tiny import perception_batch, perception_config
 from tests.weights import randomized
 from vllm2_jax import links
-from vllm2_jax.batch import flatten_groups, mean
+from vllm2_jax.batch import TaskRows, flatten_groups, mean
+from vllm2_jax.decoders import DECODERS
 from vllm2_jax.nn.paths import flatten_paths
 
 TASKS = {"det": "det", "grd": "grd", "seg": "seg"}  # task -> the special token that calls the decoder
@@ -81,6 +83,59 @@ def test_all_tasks_share_the_normaliser(trained):
     objects = sum(int(batch[task].targets["grounding_dino"]["valid"].sum()) for task in TASKS)
     assert float(terms["grounding_dino/box"][1]) == objects
     assert all(np.isfinite(float(mean(value))) for value in terms.values())
+
+
+class Probe:
+    """A decoder that keeps what its loss was given."""
+
+    def __init__(self, config, *, link_width, rngs):
+        del config, link_width, rngs
+
+    def loss(self, links, targets, *, key):
+        self.given = links, targets["x"], jax.random.key_data(key).tolist()
+        return {"nothing": (jnp.zeros(()), jnp.ones(()))}
+
+
+def test_rows_of_tasks_with_different_room_are_joined_group_by_group(run, monkeypatch):
+    """A device keeps its groups; every link of every row brings its own states, and its own targets."""
+    monkeypatch.setitem(DECODERS, "probe", Probe)
+    monkeypatch.setitem(DECODERS, "prober", Probe)
+    config = dataclasses.replace(run.model, decoders={"probe": None, "prober": None})
+    asked = jax.eval_shape(lambda: make_model(config, 0))
+    rng = np.random.default_rng(0)
+    groups, queries, width = 2, 3, 4
+    batch, hidden = {}, {}
+    for name, rows, room, length in (("tall", 2, 2, 9), ("wide", 1, 3, 7)):
+        x = {"x": rng.normal(size=(groups, rows, room)).astype(np.float32)}
+        batch[name] = TaskRows(
+            perception_batch()["det"].inputs,
+            np.zeros((groups, rows, length), int),
+            rng.integers(0, length, (groups, rows, room, queries)),
+            rng.random((groups, rows, room)) < 0.7,
+            {"probe": x, "prober": x},
+        )
+        hidden[name] = jnp.asarray(rng.normal(size=(groups, rows, length, width)), jnp.float32)
+    batch = jax.tree.map(jnp.asarray, batch)
+    batch["talk"] = batch["tall"].replace(targets={})  # has no states, and needs none
+    assert set(asked.decoder_losses("probe", hidden, batch)) == {"probe/nothing"}
+    found, targets, _ = asked.decoders["probe"].given
+    order = [(g, name, r) for g in range(groups) for name in hidden for r in range(hidden[name].shape[1])]
+    assert len(order) == len(found.states)
+    for row, (g, name, r) in enumerate(order):
+        mine = batch[name]
+        room = mine.link_valid.shape[2]
+        want = np.asarray(hidden[name])[g, r][mine.link_position[g, r]]
+        np.testing.assert_array_equal(found.states[row, :room], want)
+        np.testing.assert_array_equal(found.valid[row, :room], mine.link_valid[g, r])
+        np.testing.assert_array_equal(targets[row, :room], mine.targets["probe"]["x"][g, r])
+        assert not found.valid[row, room:].any() and not targets[row, room:].any()
+
+    def key(decoder, seed, tasks=batch):
+        asked.decoder_losses(decoder, hidden, tasks, key=jax.random.key(seed))
+        return asked.decoders[decoder].given[-1]
+
+    assert key("probe", 1) == key("probe", 1, {"tall": batch["tall"]})  # whatever else is in the batch
+    assert len({tuple(key(*x)) for x in (("probe", 1), ("probe", 2), ("prober", 1))}) == 3
 
 
 def test_a_row_without_links_asks_for_nothing(run):

@@ -51,6 +51,18 @@ def test_dead_slots_are_seen_by_no_live_one():
         np.testing.assert_array_equal(looks[b, :, :10], same)
 
 
+def test_draws_follow_the_key_alone():
+    one, same, other = (denoising.draw(jax.random.key(i), 3, 200, 1000) for i in (0, 0, 1))
+    for a, b, c in zip(*map(jax.tree.leaves, (one, same, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        for x, y in ((a, c), (a[0], a[1])):  # another key, another row
+            assert abs(np.corrcoef(np.ravel(x), np.ravel(y))[0, 1]) < 0.15
+    fields = [np.ravel(x)[:600] for x in jax.tree.leaves(one)]  # of one key they would be alike
+    assert np.abs(np.corrcoef(fields) - np.eye(4)).max() < 0.15
+    for uniform in (one.flip, one.size, one.label / 1000):
+        assert abs(uniform.mean() - 0.5) < 0.05 and 0 <= uniform.min() and 0.95 < uniform.max() < 1
+
+
 def test_positives_move_less_than_negatives():
     rng = np.random.default_rng(0)
     boxes = np.concatenate([rng.uniform(0.4, 0.6, (4, 3, 2)), rng.uniform(0.1, 0.2, (4, 3, 2))], -1)

@@ -254,18 +254,37 @@ def test_denoising_terms_are_those_of_a_loop():
     points = draw(jax.random.key(0), 3, CONFIG)
     got, layout = losses(outputs, truth, points), layout_of(truth)
     for i, suffix in enumerate(("_dn_0", "_dn")):
-        box = background = 0.0
+        box = background = mask = dice = 0.0
         for b, d in np.argwhere(np.asarray(layout.live)):
             share, target = 1 / float(layout.groups[b]), int(layout.target[b, d])
             label = int(truth.labels[b, target]) if layout.matched[b, d] else -1
             if label >= 0:
                 box += share * np.abs(outputs.denoising.boxes[i, b, d] - truth.boxes[b, target]).sum()
+                logits = np.asarray(outputs.mask_features[b] @ outputs.denoising.masks[i, b, d])
+                candidates = points.denoising.candidates[0, b, 0]
+                x, y = _read(logits, truth.masks[b, target], candidates, points.denoising.random[0, b, 0])
+                s = 1 / (1 + np.exp(-x))
+                mask += share * -(y * np.log(s) + (1 - y) * np.log(1 - s)).mean()
+                dice += share * (1 - (2 * (s * y).sum() + 1) / (s.sum() + y.sum() + 1))
             for k in range(3):
                 p = 1 / (1 + np.exp(-float(outputs.denoising.logits[i, b, d, k])))
                 right, alpha = (p, 0.25) if k == label else (1 - p, 0.75)
                 background += share * alpha * (1 - right) ** 2 * -np.log(right)
-        assert float(got[f"box{suffix}"][0]) == pytest.approx(5 * box, rel=1e-4)
+        for term, value in (("box", box), ("mask", mask), ("dice", dice)):
+            assert float(got[f"{term}{suffix}"][0]) == pytest.approx(5 * value, rel=1e-4), term
         assert float(got[f"class{suffix}"][0]) == pytest.approx(2 * background, rel=1e-4)
+
+
+def test_points_are_drawn_for_each_row_and_kind_of_query():
+    one, same, other = (draw(jax.random.key(i), 2, CONFIG) for i in (0, 0, 1))
+    for a, b, c in zip(*map(jax.tree.leaves, (one, same, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (a != c).all() and (a[0, 0] != a[0, 1]).all()
+        assert 0 <= a.min() < 0.2 < 0.8 < a.max() < 1
+    matched, noisy = one.matched, one.denoising
+    assert matched.candidates.shape == (1, 2, 1, 72, 2) and matched.random.shape == (1, 2, 1, 6, 2)
+    assert (matched.candidates != noisy.candidates).all() and (matched.random != noisy.random).all()
+    assert (matched.candidates[..., :6, :] != matched.random).all()
 
 
 def test_missing_fields_are_named():
