@@ -11,12 +11,16 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.errors import DataError, StalledError
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
-from launch import build, executables
+from launch import build, executables, exits
 from launch import compile as aot
 from tests.distributed.tiny import tiny_config
 from vllm2_jax.train import metrics
+from vllm2_jax.train.checkpoint import SaveError
+from vllm2_jax.train.fate import PeerError
 from vllm2_jax.train.loop import train
+from vllm2_jax.train.monitor import NotFiniteError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -96,16 +100,36 @@ def test_config_at_fault_exits_with_two(flags, message, tmp_path):
     assert message in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StalledError("no batch"), 4),
+        (SaveError("no space"), 4),
+        (NotFiniteError("nan"), 3),
+        (DataError("broken"), 2),
+        (ValueError("no such key"), 2),
+        (FileNotFoundError("gone"), 2),
+        (PeerError("another process", 3), 3),
+        (RuntimeError("a bug"), 1),
+        (OSError("a mount"), 1),
+    ],
+    ids=repr,
+)
+def test_every_kind_of_error_has_its_exit_code(error, code):
+    """The table of `docs/pods.md`, by which schedulers start a job again or leave it to a person."""
+    assert exits.exit_code(error) == code
+
+
 def test_a_stage_waits_for_the_one_before_it(tmp_path):
     """The second is started before the first, which has earlier checkpoints while it trains."""
     command = [sys.executable, "-m", "launch.train", "--config=configs/base.py:tiny"]
     command += ["--config.sharding.devices=cpu:1", "--config.data.groups=1", "--config.steps=3"]
     second = [*command, f"--workdir={tmp_path}/2", f"--config.init.weights={tmp_path}/1"]
-    with subprocess.Popen([*second, "--wait"], cwd=ROOT) as waiting:
+    with subprocess.Popen([*second, "--wait", "--stopped_code=42"], cwd=ROOT) as waiting:
         try:
             first = [*command, f"--workdir={tmp_path}/1", "--config.save_every=1"]
             subprocess.run(first, cwd=ROOT, check=True)
-            assert waiting.wait(timeout=300) == 0
+            assert waiting.wait(timeout=300) == 0  # it was not stopped
         finally:
             waiting.kill()
     subprocess.run([*second, f"--workdir={tmp_path}/3"], cwd=ROOT, check=True)

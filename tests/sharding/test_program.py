@@ -226,6 +226,27 @@ def test_products_of_a_tpu_program(chip):
     assert summed(program, "flops") == count_flops(layers, q, w) == 3 * 2 * 4 * 16 * 8 * 32 * (32 + 2 * 16)
 
 
+KERNEL = """HloModule m
+
+ENTRY %main (b: s8[8,4,BLOCKS], q: bf16[8,256,64], k: bf16[2,512,64]) -> bf16[8,256,64] {
+  %b = s8[8,4,BLOCKS]{2,1,0} parameter(0)
+  %q = bf16[8,256,64]{2,1,0} parameter(1)
+  %k = bf16[2,512,64]{2,1,0} parameter(2)
+  ROOT %splash_mha_NAME = bf16[8,256,64] custom-call(%b, %q, %k, %k), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+@pytest.mark.parametrize(("name", "products"), [("fwd", 2), ("dq", 3), ("dkv", 4)])
+def test_products_of_an_attention_kernel(name, products):
+    def flops(blocks):
+        (one,), _ = work(parse(KERNEL.replace("BLOCKS", str(blocks)).replace("NAME", name)))
+        return one.flops
+
+    assert flops(8) == 2 * products * 8 * 256 * 512 * 64
+    assert flops(4) == flops(8) * (1 + 2 + 3 + 4) / 16  # causal: of four rows of blocks what is no future
+
+
 SENT = """HloModule sent
 
 ENTRY %main (p: f32[8,4]) -> f32[8,4] {
