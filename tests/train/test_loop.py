@@ -167,8 +167,8 @@ def test_nothing_to_resume_is_named(tmp_path):
 
 
 def test_stops_after_steps_that_are_not_finite(tmp_path):
-    with pytest.raises(NotFiniteError, match=r"step 2: not finite for 2 steps in a row: .*box/l2"):
-        run(tmp_path, 8, data=batches(bad=True), bad_steps=2)
+    with pytest.raises(NotFiniteError, match=r"step 4: not finite for 4 steps in a row: .*box/l2"):
+        run(tmp_path, 8, data=batches(bad=True), bad_steps=4, save_every=4)  # found before it is saved
     with Checkpoints(tmp_path / "checkpoints") as saved:
         assert saved.latest() is None
 
