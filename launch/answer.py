@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,15 @@ class AnswerConfig:
     stop: tuple[str, ...] = ()
     seed: int = 0
     states: bool = False
+
+    def __post_init__(self):
+        """Raises ValueError for settings that no answer can have."""
+        if self.rows < 1 or self.max_new < 1:
+            raise ValueError(f"rows ({self.rows}) and max_new ({self.max_new}) have to be at least 1")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature is {self.temperature}; it has to be 0 (the best token) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it is a probability: more than 0, at most 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,10 @@ from vllm2_jax.tokens import LINKS
 from vllm2_jax.train.paths import PathLike
 
 
+# Options of the command line that are keywords of `answer`.
+_LAYOUT = ("max_tiles", "strategy", "dtype", "decoders", "measure", "out")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
@@ -62,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
     add("--stop", action="append", default=[], help="a string that ends the answer" + several)
     add("--strategy", default="single", help="how the model is laid over the devices")
     add("--dtype", choices=("float32", "bfloat16"), help="of all parameters; as they are stored by default")
-    add("--decoders", help="load only these, separated by commas; all that paint by default")
+    chosen = "load only these, separated by commas; all that paint by default"
+    add("--decoders", type=lambda text: tuple(filter(None, text.split(","))), default=PAINTERS, help=chosen)
     add("--measure", action="store_true", help="print time and memory of each step")
     add("--out", type=pathlib.Path, default=pathlib.Path("pictures"), help="folder for pictures")
     add("--sampler", choices=SAMPLERS, help="of pictures; the run's own by default")
@@ -76,18 +81,17 @@ def main() -> int:
     """Prints one answer a question; 2 if the question cannot be asked."""
     args = parser().parse_args()
     logging.set_verbosity(logging.WARNING)
-    settings = AnswerConfig(
-        max_new=args.max_new,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        stop=tuple(args.stop),
-        seed=args.seed,
-    )
-    layout = {name: getattr(args, name) for name in ("max_tiles", "strategy", "dtype", "measure", "out")}
-    layout["decoders"] = PAINTERS if args.decoders is None else args.decoders.split(",")
+    layout: dict[str, Any] = {name: getattr(args, name) for name in _LAYOUT}
     sampling = {name: getattr(args, name) for name in ("sampler", "steps", "guidance", "image_guidance")}
     layout["sampling"] = {name: value for name, value in sampling.items() if value is not None}
     try:
+        settings = AnswerConfig(
+            max_new=args.max_new,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            stop=tuple(args.stop),
+            seed=args.seed,
+        )
         answer(args.workdir, args.question, args.image, args.region, settings, **layout)
     except (DataError, ValueError, FileNotFoundError) as error:
         print(f"launch.generate: {error}", file=sys.stderr)

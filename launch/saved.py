@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from configs.groups import GROUPS
 from launch.build import Run, build_run, rebuild
+from vllm2_jax.decoders import DECODERS
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.train.checkpoint import load_weights, state_folder, stored_config
 from vllm2_jax.train.paths import PathLike
@@ -39,8 +40,11 @@ def config_to_ask(
 
     Raises:
       FileNotFoundError: no checkpoint.
+      ValueError: a decoder that no model has.
     """
     config = saved_config(workdir)
+    if unknown := sorted(set(decoders or ()) - set(DECODERS)):
+        raise ValueError(f"no decoder {', '.join(unknown)}; there are {', '.join(DECODERS)}")
     config.sharding.strategy, config.sharding.mesh, config.sharding.devices = strategy, "", ""
     config.data.groups = jax.device_count()  # of training; here it only has to fit the mesh
     with config.unlocked(), config.ignore_type():

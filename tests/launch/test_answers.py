@@ -269,3 +269,11 @@ def test_a_task_names_its_own_metrics():
     scores = Heldout(own, run, 2)(randomized(run.plan.make_model)).scores
     assert {"chat/recognition", "chat/anls", "exact_match", "exact_match/region"} <= set(scores)
     assert "exact_match/colour" not in scores
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"top_p": 0.0}, {"top_p": 3.0}, {"temperature": -1.0}, {"max_new": 0}, {"rows": 0}]
+)
+def test_settings_that_no_answer_can_have_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        AnswerConfig(**wrong)

@@ -116,8 +116,13 @@ def test_a_folder_is_scored_on_sets_with_the_decoders_they_need(workdir, capsys)
     assert written == {"trained": scores}
     assert "pose/small/keypoints/AP50" in capsys.readouterr().out
     assert (workdir / "report.html").read_text().count("data:image/png;base64") == 2 * 3
-    with pytest.raises(ValueError, match="lacks what --sets ask for: unheard_of"):
-        evaluate.evaluate_sets(workdir, {"pose/small": {**pose, "decoder": "unheard_of"}}, "")
+    with pytest.raises(ValueError, match="lacks what --sets ask for: stable_diffusion"):
+        evaluate.evaluate_sets(workdir, {"pose/small": {**pose, "decoder": "stable_diffusion"}}, "")
+
+
+def test_unknown_decoders_are_named(workdir):
+    with pytest.raises(ValueError, match="no decoder unheard_of; there are grounding_dino, unipose"):
+        saved_run(workdir, "single", ["unheard_of"])
 
 
 def test_sets_are_asked_for_one_by_one_or_by_kind():
