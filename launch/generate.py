@@ -40,7 +40,6 @@ from vllm2_jax.decoders.diffusion.samplers import SAMPLERS
 from vllm2_jax.tokens import LINKS
 from vllm2_jax.train.paths import PathLike
 
-
 # Options of the command line that are keywords of `answer`.
 _LAYOUT = ("max_tiles", "strategy", "dtype", "decoders", "measure", "out")
 
