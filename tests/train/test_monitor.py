@@ -42,6 +42,13 @@ def test_a_line_is_of_the_steps_since_the_one_before(tmp_path):
         assert line["tokens_a_second"] * line["seconds_a_step"] == pytest.approx(10 * line["loss"])
 
 
+def test_a_bad_step_does_not_hide_the_others_of_its_line(tmp_path):
+    losses = [1.0, float("nan"), 3.0, float("nan"), float("inf"), float("nan")]
+    lines = follow(tmp_path, [step(loss) for loss in losses], every=3, bad_steps=9)
+    assert [line["loss"] for line in lines] == [2.0, None]
+    assert [line["finite"] for line in lines] == [pytest.approx(2 / 3), 0.0]
+
+
 def test_bad_steps_count_in_a_row_only(tmp_path):
     good, bad = step(1.0), step(float("nan"))
     lines = follow(tmp_path / "recovers", [good, bad, good, bad, good, good], every=1, bad_steps=2)

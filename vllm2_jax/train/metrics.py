@@ -42,10 +42,16 @@ class Window:
         self._sums: dict[str, WeightedMean] = {}
 
     def add(self, metrics: Mapping[str, HostWeighted]) -> None:
-        """Adds the metrics of one step; a task that is absent from a step just adds nothing."""
+        """Adds the metrics of one step; a task that is absent from a step just adds nothing.
+
+        One bad step does not hide the others: what is not finite counts only if nothing else is there.
+        """
         for name, value in metrics.items():
-            new = WeightedMean.of(value)
-            self._sums[name] = self._sums[name].merge(new) if name in self._sums else new
+            new, old = WeightedMean.of(value), self._sums.get(name)
+            if old is None or not np.isfinite(old.total):
+                self._sums[name] = new
+            elif np.isfinite(new.total):
+                self._sums[name] = old.merge(new)
 
     def take(self) -> dict[str, float]:
         """Means by name, and an empty window."""
