@@ -91,6 +91,17 @@ def test_captions(folder):
     assert tested[3].turns[0][1] == "<image>\n" + TEMPLATES["caption"][0]
 
 
+def test_one_of_several_captions_is_drawn_for_each_record(folder):
+    texts = ["one", " two ", "three"]
+    options = {"annotations": write(folder, [{"image": "a.png", "caption": texts}] * 40), "tile_size": 8}
+    source, again, other = (DATASETS["captions"](**options, seed=seed) for seed in (0, 0, 1))
+    drawn, same, others = ([s[i].turns[1][1] for i in range(40)] for s in (source, again, other))
+    assert set(drawn) == {"one", "two", "three"} and drawn == same != others
+    assert source[0].meta["answers"] == texts
+    questions = {text: {source[i].turns[0][1] for i in range(40) if drawn[i] == text} for text in set(drawn)}
+    assert min(map(len, questions.values())) > 2  # question and caption are drawn apart
+
+
 def test_captions_without_question(folder):
     file = write(folder, [{"img": "a.png", "texts": ["one", "two"]}])
     source = DATASETS["captions"](

@@ -119,6 +119,26 @@ def test_more_objects_than_places(folder):
         source(folder, *herd, objects=3)[0]
 
 
+def test_all_objects_of_a_class_find_a_place_or_none(folder):
+    cat = HORSE | {"category_id": 9}
+    drawn = set()
+    for seed in range(30):
+        example = source(folder, HORSE, HORSE, HORSE, DOG, DOG, cat, objects=3, augment=False, seed=seed)[0]
+        names = asked(example)
+        found = collections.Counter(names[i] for i in example.targets["grounding_dino"]["labels"])
+        assert set(names) == set(found)  # what found no place is not asked for as if it were absent
+        drawn.add(frozenset(found.items()))
+    assert drawn == {frozenset({("horse", 3)}), frozenset({("dog", 2), ("cat", 1)})}
+
+
+@pytest.mark.parametrize("more", [{}, {"neg_category_ids": [7, 9]}])
+def test_classes_marked_in_part_are_never_asked_for_as_absent(folder, more):
+    image = {"not_exhaustive_category_ids": [7], **more}
+    for annotations in ([HORSE, DOG], [DOG]):
+        asks = [set(asked(source(folder, *annotations, image=image, seed=seed)[0])) for seed in range(20)]
+        assert set.union(*asks) == {"dog", "cat"}
+
+
 def test_federated_files(folder):
     """LVIS: negatives are those that somebody looked for; classes marked in part are not asked for."""
     image = {"neg_category_ids": [9], "not_exhaustive_category_ids": [7]}
@@ -183,7 +203,8 @@ def test_pictures_without_objects(folder):
     assert len(source(folder)) == 0
     tested = source(folder, test=True)
     assert len(tested) == 1 and len(objects_of(tested[0], "grounding_dino").labels) == 0
-    assert len(source(folder, HORSE, image={"height": 31})) == 0  # too small to learn from
+    sizes = [len(source(folder, HORSE, image={"height": height})) for height in (31, 32)]
+    assert sizes == [0, 1]  # too small to learn from
 
 
 def test_boxes_outside_or_without_extent(folder):
@@ -207,6 +228,15 @@ def test_thin_outlines_keep_an_object(folder):
     kept = [source(folder, thin, masks=True, seed=s)[0].targets["grounding_dino"] for s in range(10)]
     assert any(len(targets["boxes"]) for targets in kept)
     assert all(targets["masks"].any((1, 2)).all() for targets in kept)
+
+
+def test_objects_to_ignore_are_not_taught_and_count_neither_way(folder):
+    ignored = DOG | {"ignore": 1}
+    for seed in range(10):
+        example = source(folder, HORSE, ignored, augment=False, seed=seed)[0]
+        assert len(example.targets["grounding_dino"]["boxes"]) == 1
+    found = objects_of(source(folder, HORSE, ignored, test=True)[0], "grounding_dino")
+    assert found.labels.tolist() == ["horse", "dog"] and found.crowds.tolist() == [False, True]
 
 
 def test_duplicate_names_are_one_class(folder):

@@ -172,6 +172,18 @@ def test_points_outside_the_picture_are_not_taught(opened):
     assert example.meta["truth"]["keypoints"][0, 0].tolist() == [-3, 20, 2]
 
 
+def test_hidden_points_are_taught_and_those_without_a_place_are_not(opened):
+    annotation = person()
+    annotation["keypoints"][2:15:3] = [1, 0, 3, 2, 1]  # 3 is a 2 that some files write
+    annotation["keypoints"][12] = float("nan")
+    example = opened(content(annotation), test=True)[0]
+    targets, true = targets_of(example), example.meta["truth"]["keypoints"][0]
+    assert targets["visibility"][0, :6].tolist() == true[:6, 2].tolist() == [1, 0, 2, 2, 0, 2]
+    points = np.reshape(annotation["keypoints"], (17, 3))[[0, 2, 3], :2]
+    np.testing.assert_allclose(targets["keypoints"][0, [0, 2, 3]], points / (WIDTH, HEIGHT), rtol=1e-6)
+    assert not targets["keypoints"][0, [1, 4]].any() and not true[4].any()
+
+
 def test_objects_without_keypoints(opened):
     hidden = person(id=8, keypoints=[0] * 51, num_keypoints=5)  # the number is wrong
     crowd = person(id=9, iscrowd=1, keypoints=[0] * 51)

@@ -12,8 +12,10 @@ from pyarrow import parquet
 from data_pipelines import DATASETS
 from data_pipelines.caption_tokenizer import load_caption_tokenizer
 from data_pipelines.collate import CollateSpec, TaskShape, make_row
+from data_pipelines.collate_diffusion import central_square
 from data_pipelines.conversation import link
 from data_pipelines.errors import DataError
+from data_pipelines.images import Tiling
 from data_pipelines.mixture import make_dataset
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
@@ -90,6 +92,19 @@ def test_an_instruction_with_and_without_a_wording(folder):
     assert 4 < sum(text == "<image>\nMake it Red." for text in asked) < 16
     assert any("make it red" in text for text in asked)
     assert asked == [source[i].turns[0][1] for i in range(20)]
+
+
+def test_the_model_sees_the_picture_before_the_edit_and_makes_the_one_after(folder):
+    before, after = (np.asarray(Image.open(folder / name).convert("RGB")) for name in ("a.png", "b.png"))
+    file = write(folder, [{"input": "a.png", "instruction": "x", "output": "b.png"}])
+    example = DATASETS["editing"](annotations=file, tile_size=8, max_tiles=1, counts=COUNTS)[0]
+    targets = example.targets["instruct_pix2pix"]
+    np.testing.assert_array_equal(targets["input"], before)
+    np.testing.assert_array_equal(targets["image"], after)
+    np.testing.assert_array_equal(example.images[0], Tiling("anyres", 8, 1)(before))
+    arrays = make_row(example, load_tokenizer(TINY_TOKENIZER), SPEC, EDIT).targets["instruct_pix2pix"]
+    np.testing.assert_array_equal(arrays["input"], central_square(before, 16))
+    np.testing.assert_array_equal(arrays["image"], central_square(after, 16))
 
 
 def test_edits_of_a_table(tmp_path):

@@ -120,6 +120,22 @@ def test_reasoning_in_coco_layout(folder):
     assert load(**options, test=True)[0].turns[1][1] == f"It is [GRD]{objects.COUNTS_TEXT}."
 
 
+def test_explanations_change_sides_with_the_picture(folder):
+    """The dog on the right is on the left of a mirrored picture, in question and answer."""
+    options = objects.write(folder, one("dog", "the right animal", answer="Dogs, on the right, guard."))
+    sides = set()
+    for seed in range(12):
+        example = load(**options, seed=seed)[0]
+        question, answer = (text for _, text in example.turns)
+        assert ("right animal" in question) == ("on the right," in answer)
+        assert ("left animal" in question) == ("on the left," in answer)
+        whole = example.images[0][-1].astype(int)
+        blue = (whole[..., 2] - whole[..., 0] > 150).nonzero()[1].mean() / objects.TILE
+        assert (blue > 0.5) == ("on the right," in answer)
+        sides.add(bool(blue > 0.5))
+    assert sides == {True, False}
+
+
 def reasonseg(folder, **more) -> dict:
     shapes = [
         {"label": "target", "points": np.reshape(objects.polygon("dog"), (-1, 2)).tolist()},
