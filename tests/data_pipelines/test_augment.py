@@ -90,6 +90,36 @@ def test_crop_without_masks_clips_boxes():
     assert len(crop(outside, 0, 0, 60, 90).boxes) == 0
 
 
+def test_what_ends_at_the_border_is_outside():
+    """Of three boxes without masks one is cut in half, one lies beside the part and one below it."""
+    boxes = np.array([[10, 10, 30, 20], [20, 0, 30, 10], [5, 30, 15, 40]], np.float32)
+    points = np.array([[[19, 29, 2], [20, 29, 2], [19, 30, 2], [0, 0, 1]]], np.float32).repeat(3, 0)
+    image = np.zeros((40, 40, 3), np.uint8)
+    new = crop(
+        Annotated(image, boxes, None, points, np.array([80, 9, 9], np.float32), np.arange(3)), 0, 0, 30, 20
+    )
+    assert new.boxes.tolist() == [[10, 10, 20, 20]] and new.kept.tolist() == [0]
+    assert new.area.tolist() == [40]  # of 80 annotated pixels as much as of the box
+    assert new.keypoints[0].tolist() == [[19, 29, 2], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
+    moved = crop(Annotated(image, boxes, None, points, None, np.arange(3)), 29, 19, 1, 1)
+    assert moved.keypoints.shape == (0, 4, 3)
+
+
+def test_parts_have_the_sizes_of_the_recipe():
+    """For a shorter side of 400, 500 or 600 they are 384 to 600 wide and high, or as high as the picture."""
+    image = np.zeros((120, 360, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(120)[:, None], np.arange(360) // 2  # says what is seen of it
+    old = Annotated(image, np.zeros((0, 4), np.float32), None, None, None, np.zeros(0, int))
+    views = [augment(old, np.random.default_rng(seed), size=360, flips=0).image for seed in range(300)]
+    seen = np.array([[*view.min((0, 1))[:2], *view.max((0, 1))[:2]] for view in views]).astype(int)
+    top, left, bottom, right = seen[seen[:, 3] - seen[:, 1] < 120].T * [[1], [2], [1], [2]]  # without wholes
+    assert 120 < len(top) < 180 and top.min() == left.min() == 0 and bottom.max() == 119 and right.max() > 350
+    # 384 of 600 pixels are 77 here, 600 of 400 are 180.
+    height, width = bottom - top + 1, right - left + 2
+    assert 76 <= height.min() < 82 and height.max() == 120 and bottom[height < 110].max() == 119
+    assert 76 <= width.min() < 85 and 165 < width.max() <= 182
+
+
 def test_a_cut_mask_gives_the_box_of_what_is_left():
     masks = np.zeros((1, 20, 20), bool)
     masks[0, 0:10, 0:10] = masks[0, 0:3, 10:20] = True  # an L
@@ -151,6 +181,11 @@ def test_keep_one():
     counts = [len(augment(corner, np.random.default_rng(s), size=90).boxes) for s in range(30)]
     kept = [len(augment(corner, np.random.default_rng(s), size=90, keep_one=True).boxes) for s in range(30)]
     assert 0 in counts and set(kept) == {2}
+    # At the end of a long picture one part of eight shows the object, but most of 20 tries do.
+    boxes = np.array([[0, 10, 40, 50]], np.float32)
+    end = Annotated(np.zeros((60, 400, 3), np.uint8), boxes, None, None, None, np.arange(1))
+    views = [augment(end, np.random.default_rng(s), size=200, keep_one=True).image for s in range(60)]
+    assert 18 < sum(image.shape[1] < 3 * image.shape[0] for image in views) < 42  # the others are wholes
 
 
 def test_targets_are_shares_of_the_picture():

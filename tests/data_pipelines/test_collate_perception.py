@@ -92,8 +92,10 @@ def test_a_picture_without_objects():
 def test_capacities():
     with pytest.raises(CapacityError, match=r"4 objects .* room for 3"):
         grounding_dino(objects(4), shape())
+    assert grounding_dino(objects(3), shape())[0]["valid"].all()
     arrays, dropped = grounding_dino(objects(4), shape(strict=False))
     assert dropped == 1 and arrays["valid"].all()
+    np.testing.assert_array_equal(arrays["boxes"], objects(4)["boxes"][:3])
     # Objects of a link that found no place go with it.
     arrays, dropped = grounding_dino(objects(2), shape(links={"det": 1}, strict=False))
     assert dropped == 1 and arrays["labels"].tolist() == [0, 0, 0] and arrays["valid"].sum() == 1
@@ -110,6 +112,9 @@ def test_small_masks_do_not_vanish():
     mask[10, 10] = True
     assert shrink(mask, 16, 16).sum() == 1 and shrink(mask, 16, 16)[2, 2] == 1
     assert not shrink(np.zeros((64, 64), bool), 16, 16).any()
+    mask[10, 11:14] = True  # columns 8 to 11 and 12 to 15: two pixels each
+    mask[11, 11] = True
+    assert np.argwhere(shrink(mask, 16, 16)).tolist() == [[2, 2]]  # the cell it covers most
 
 
 @pytest.mark.parametrize("height, width", [(40, 50), (33, 33), (7, 61)])

@@ -26,6 +26,19 @@ def test_box_in_tile_is_stretched():
     np.testing.assert_array_equal(mask.sum(0), [8, 8, 8, 8, 8, 0, 0, 0])
 
 
+def test_box_in_tile_lies_where_the_box_lies():
+    mask = masks.box_in_tile((50, 10, 80, 30), 40, 100, 20)
+    ys, xs = np.nonzero(mask)
+    assert (xs.min(), ys.min(), xs.max(), ys.max(), len(xs)) == (10, 5, 16, 15, 7 * 11)
+
+
+def test_a_stretched_mask_reaches_as_far_as_interpolation():
+    mask = np.zeros((1, 4, 4), np.uint8)
+    mask[0, 0, 0] = 1
+    (found,) = masks.resize_masks(mask, 8)  # 1, 3/4, 1/4 and 0 along either side
+    np.testing.assert_array_equal(np.argwhere(found), np.argwhere(np.ones((3, 3))))
+
+
 def test_mask_boxes():
     stack = np.zeros((2, 6, 7), np.uint8)
     stack[0, 2:4, 1:6] = 1
@@ -41,6 +54,12 @@ def test_polygon_covers_pixels_by_their_centre():
     both = masks.segmentation_mask([*square, [-2, -2, 1, -2, 1, 9, -2, 9]], 5, 6)
     want[:, 0] = 1
     np.testing.assert_array_equal(both, want)
+
+
+def test_polygon_between_pixels():
+    # Centres 1.5, 2.5 and 3.5 lie between 1.4 and 3.6, only 1.5 between 0.6 and 2.4.
+    found = masks.segmentation_mask([[1.4, 0.6, 3.6, 0.6, 3.6, 2.4, 1.4, 2.4]], 5, 6)
+    np.testing.assert_array_equal(np.argwhere(found), [[1, 1], [1, 2], [1, 3]])
 
 
 def test_triangle_area():
