@@ -6,6 +6,7 @@ import importlib
 import pathlib
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 
 Case = tuple[str, np.ndarray, np.ndarray]
@@ -110,3 +111,16 @@ def compare(name: str, got: np.ndarray, want: np.ndarray) -> Comparison:
     if "grad" in name:
         return Comparison(name, float(error), float(max(largest, 1e-3)), GRADIENT_TOLERANCE)
     return Comparison(name, float(error), float(max(largest, 1.0)), ACTIVATION_TOLERANCE)
+
+
+def differing(cases: Callable[[pathlib.Path], Iterator[Case]], goldens: pathlib.Path) -> list[str]:
+    """The lines of the cases of a part that do not agree.
+
+    Raises:
+      ValueError: the part compares nothing.
+    """
+    with jax.default_matmul_precision("highest"):
+        found = [compare(*case) for case in cases(goldens)]
+    if not found:
+        raise ValueError(f"nothing of {goldens} was compared")
+    return [str(result) for result in found if not result.ok]

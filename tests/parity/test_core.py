@@ -7,11 +7,10 @@
 import functools
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
-from tests.parity import COMPONENTS, compare, full
+from tests.parity import COMPONENTS, compare, differing, full
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "golden" / "core"
 PARTS = dict(COMPONENTS["core"])
@@ -21,10 +20,7 @@ PARTS["full"] = functools.partial(full.cases, names=("full_pad_det",))
 
 @pytest.mark.parametrize("part", PARTS)
 def test_official_numbers(part):
-    with jax.default_matmul_precision("highest"):
-        found = [compare(name, got, want) for name, got, want in PARTS[part](GOLDENS)]
-    assert found
-    assert [str(result) for result in found if not result.ok] == []
+    assert differing(PARTS[part], GOLDENS) == []
 
 
 def test_a_wrong_number_is_noticed():

@@ -8,10 +8,9 @@ networks, their gradients and pictures are compared by `python -m tests.parity`.
 
 import pathlib
 
-import jax
 import pytest
 
-from tests.parity import COMPONENTS, compare
+from tests.parity import COMPONENTS, differing
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "golden" / "diffusion"
 PARTS = COMPONENTS["diffusion"]
@@ -19,7 +18,4 @@ PARTS = COMPONENTS["diffusion"]
 
 @pytest.mark.parametrize("part", PARTS)
 def test_official_numbers(part):
-    with jax.default_matmul_precision("highest"):
-        found = [compare(name, got, want) for name, got, want in PARTS[part](GOLDENS)]
-    assert found
-    assert [str(result) for result in found if not result.ok] == []
+    assert differing(PARTS[part], GOLDENS) == []
