@@ -66,6 +66,9 @@ def main(argv: list[str]) -> None:
             required = parse_required(_REQUIRE.value)
             if bool(_SETS.value) == (_CONFIG.value is not None):
                 raise ValueError("give --config, or --sets with --root: what the model is asked")
+            of_sets = [flag.name for flag in (_ROOT, _EXAMPLES, _PICTURES, _STRATEGY) if flag.present]
+            if of_sets and not _SETS.value:
+                raise ValueError(f"--{of_sets[0]} is for --sets; set keys of --config, as --config.data.root")
             workdir = place(_WORKDIR.value)
             if _SETS.value:
                 asked = published(_SETS.value), _ROOT.value, _EXAMPLES.value, _PICTURES.value

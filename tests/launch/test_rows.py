@@ -7,6 +7,7 @@ import pytest
 from data_pipelines.collate import TaskShape
 from data_pipelines.datasets.synthetic import load
 from launch import build, rows
+from launch.sights import First
 from tests.distributed.tiny import tiny_config
 from vllm2_jax.sharding.partition import host_share
 
@@ -16,22 +17,10 @@ def run():
     return build.build_run(tiny_config(**{"sharding.devices": "cpu:4", "sharding.strategy": "dp"}))
 
 
-class First:
-    """The first examples of a dataset."""
-
-    def __init__(self, run, count):
-        self.source, self.count = load(task="chat", tile_size=run.model.vision.image_size), count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index):
-        return self.source[index]
-
-
 def batches(run, wanted, count):
     """Of each batch: numbers of the examples, rows in all, and rows that are no padding."""
-    examples, shape = First(run, count), TaskShape(rows=1, tiles=1)
+    source = load(task="chat", tile_size=run.model.vision.image_size)
+    examples, shape = First(source, count), TaskShape(rows=1, tiles=1)
     for mine, batch, _ in rows.host_batches(run, run.spec, shape, wanted, examples):
         assert [example.record for _, example in mine] == [str(i) for i, _ in mine]
         filled = np.asarray(batch.inputs.segments).any((1, 2))
