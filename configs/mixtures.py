@@ -11,6 +11,7 @@ from typing import Any
 from configs.mixtures_detection import DETECTION, DETECTION_HELDOUT
 from configs.mixtures_grounding import GROUNDING, GROUNDING_HELDOUT
 from configs.mixtures_pose import POSE, POSE_HELDOUT
+from configs.mixtures_questions import QUESTIONS_HELDOUT
 from configs.sizes import CAPTION
 
 # Every scene has one tile; the rows of a group are those of an ordinary batch, interleaved.
@@ -205,4 +206,5 @@ HELDOUT: dict[str, dict[str, Any]] = {
     "detection": DETECTION_HELDOUT,
     "grounding": GROUNDING_HELDOUT,
     "pose": POSE_HELDOUT,
+    "questions": QUESTIONS_HELDOUT,
 }

@@ -16,7 +16,7 @@ def read_json(file: str | pathlib.Path) -> Any:
       DataError: the file is missing, not UTF-8 or not JSON.
     """
     try:
-        return json.loads(_text(file))
+        return json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON ({error})", file=file, remedy="download or repair the file") from error
 
@@ -28,7 +28,7 @@ def read_lines(file: str | pathlib.Path) -> list[tuple[str, Any]]:
       DataError: a missing file, one that is not UTF-8, or bad JSON (with the line).
     """
     found = []
-    for number, text in enumerate(_text(file).split("\n"), 1):
+    for number, text in enumerate(read_text(file).split("\n"), 1):
         if not text.strip():
             continue
         try:
@@ -40,7 +40,12 @@ def read_lines(file: str | pathlib.Path) -> list[tuple[str, Any]]:
     return found
 
 
-def _text(file: str | pathlib.Path) -> str:
+def read_text(file: str | pathlib.Path) -> str:
+    """The content of a file of text.
+
+    Raises:
+      DataError: the file is missing or not UTF-8.
+    """
     try:
         return pathlib.Path(file).read_text(encoding="utf-8")
     except FileNotFoundError as error:

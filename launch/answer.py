@@ -3,8 +3,9 @@
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -100,20 +101,25 @@ class Answerer:
         Raises:
           DataError: a prompt that is wrong or does not fit; names file and record.
         """
+        return list(self.stream(model, examples))
+
+    def stream(self, model: VisionLLMv2, examples: Iterable[Example]) -> Iterator[Answer]:
+        """The same, with no more examples in memory than are answered at once."""
         rows = whole_rows(self.run, self.config.rows)
         count = rows * host_share(self.run.mesh, self.run.strategy.rules)[1]
         # Answers come back in the order of the global batch, in which a host's rows need not be neighbours.
         places = host_groups(self.run.mesh, self.run.strategy.rules, count)
         blank = blank_row(self.run.tokenizer, self.spec, self.shape)
-        answers: list[Answer] = []
-        for start in range(0, len(examples), count):
-            now = examples[start : start + count]
+        examples = iter(examples)
+        for start in itertools.count(0, count):
+            now = list(itertools.islice(examples, count))
+            if not now:
+                return
             mine = [now[place] for place in places if place < len(now)]
             made = [make_row(example, self.run.tokenizer, self.spec, self.shape) for example in mine]
             host, _ = collate([*made, *[blank] * (rows - len(made))], self.spec, self.shape)
             found = self._run(model, host.inputs, start)
-            answers += [self._decode(*row) for row in zip(*found, strict=True)][: len(now)]
-        return answers
+            yield from [self._decode(*row) for row in zip(*found, strict=True)][: len(now)]
 
     def _run(self, model: VisionLLMv2, inputs: Inputs, start: int) -> list[np.ndarray]:
         """Tokens, lengths, kinds of links, `finished`, maybe states, of one batch; all hosts get all rows."""

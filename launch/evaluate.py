@@ -7,7 +7,8 @@
 Scores the newest checkpoint of the run, or converted weights. The first form asks what the config holds out,
 and beside the model the same one untrained and, for questions that are matched exactly, the most frequent
 answer to the same one. The second asks the published validation sets (`HELDOUT` in `configs/mixtures.py`) of
-the model whose config lies in the folder. Writes `evaluation.json` and `report.html` into the folder.
+the model whose config lies in the folder. Writes `evaluation.json`, `report.html` and what was said in words,
+`answers.jsonl`, into the folder.
 """
 
 import collections
@@ -26,7 +27,7 @@ from ml_collections import config_flags
 from configs.mixtures import HELDOUT
 from launch import exits
 from launch.build import build_run, rebuild
-from launch.heldout import Case, Heldout, Results
+from launch.heldout import Answered, Case, Heldout, Results
 from launch.logs import hush_orbax
 from launch.report import write_report
 from launch.saved import config_to_ask, saved_model
@@ -36,13 +37,15 @@ from vllm2_jax.train.checkpoint import load_weights, state_folder
 from vllm2_jax.train.paths import place
 from vllm2_jax.train.state import random_model
 
+_LONGEST = 100  # tokens of an answer: what the official evaluation gives benchmarks with longer answers
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config the run was trained with.")
 _SETS = flags.DEFINE_list(
     "sets", [], "Instead of --config: published sets; detection are all of a kind, detection/coco one."
 )
 _ROOT = flags.DEFINE_string("root", "", "Folder of these sets, as {root} in configs/mixtures*.py.")
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Records of each of these sets; 0: all.", lower_bound=0)
-_PICTURES = flags.DEFINE_integer("pictures", 8, "Pictures that a host looks at at once.", lower_bound=1)
+_PICTURES = flags.DEFINE_integer("pictures", 8, "Pictures, or questions, at once on a host.", lower_bound=1)
 _STRATEGY = flags.DEFINE_string("strategy", "fsdp", "How the model of --sets is laid over the devices.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One process a host: find the others (TPU pods, Slurm).")
@@ -174,18 +177,19 @@ def evaluate_sets(
       DataError: a file of a dataset is missing or wrong.
       ValueError: the model lacks a decoder.
     """
-    decoders = {entry["decoder"] for entry in tasks.values()}
+    decoders = {entry["decoder"] for entry in tasks.values() if "decoder" in entry}
     config = config_to_ask(workdir, strategy, decoders)
     if missing := decoders - set(config.model.decoders):
         raise ValueError(f"the model in {workdir} lacks what --sets ask for: {', '.join(sorted(missing))}")
     with config.unlocked(), config.ignore_type():
         config.data.root = root
         config.eval.tasks = tasks
-        config.eval.examples, config.eval.pictures = examples, pictures
+        config.eval.examples, config.eval.max_new = examples, _LONGEST
+        config.eval.pictures = config.eval.rows = pictures
     run = build_run(config)
     heldout = Heldout(config, run)
     results = heldout(saved_model(workdir, run))
-    write(workdir, heldout, results, {"trained": results.scores})
+    write(workdir, results, {"trained": results.scores})
     return results.scores
 
 
@@ -200,15 +204,14 @@ def run_evaluation(config: ml_collections.ConfigDict, workdir: epath.Path) -> di
     heldout = Heldout(config, run)
     results = heldout(load_weights(workdir, rebuild(run, run.plan.abstract)))
     found = {"trained": results.scores, "untrained": heldout(random_model(run.plan)).scores}
-    if matched := [case for case in heldout.cases if case.task not in heldout.metrics]:
+    cases = [one.case for one in results.answers]
+    if matched := [case for case in cases if case.task not in heldout.metrics]:
         found["most_frequent_answer"] = most_frequent(matched)
-    write(workdir, heldout, results, found)
+    write(workdir, results, found)
     return results.scores
 
 
-def write(
-    workdir: epath.Path, heldout: Heldout, results: Results, found: Mapping[str, Mapping[str, float]]
-) -> None:
+def write(workdir: epath.Path, results: Results, found: Mapping[str, Mapping[str, float]]) -> None:
     """Prints the table of one process and writes its files."""
     if jax.process_index() != 0:
         return
@@ -216,8 +219,23 @@ def write(
     (workdir / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     # Converted weights have no log.
     log = metrics.read(workdir) if (workdir / "metrics.jsonl").exists() else []
-    write_report(workdir / "report.html", heldout.cases, results, found, log)
+    write_report(workdir / "report.html", results, found, log)
+    if results.answers:
+        lines = [json.dumps(_line(one), ensure_ascii=False) for one in results.answers]
+        (workdir / "answers.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     print(f"report: {workdir / 'report.html'}")
+
+
+def _line(one: Answered) -> dict[str, str]:
+    case = one.case
+    return {
+        "task": case.task,
+        "kind": case.kind,
+        "record": case.example.record,
+        "question": case.question,
+        "answer": one.answer.text,
+        "truth": case.truth,
+    }
 
 
 def most_frequent(cases: Sequence[Case]) -> dict[str, float]:

@@ -6,16 +6,21 @@ decoder gives the answer, whose links say what to look for or to paint; the deco
 what is scored (keys of `vllm2_jax.evals.EVALS`).
 """
 
+import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data_pipelines.example import Example
+from absl import logging
+
+from data_pipelines.example import Example, no_regions
 from launch.answer import Answer, AnswerConfig, Answerer
 from launch.build import Config, Run
 from launch.paintings import Painting, paint, read_commissions
 from launch.perceive import Seen
-from launch.sights import look, open_datasets, read_sights
+from launch.rows import PROGRESS, read_ahead
+from launch.sights import SHOWN, First, look, open_datasets, read_sights
 from vllm2_jax.decoders.diffusion import PAINTERS
 from vllm2_jax.evals import EVALS, MAPS, OBJECTS, PICTURES, WORDS
 from vllm2_jax.evals.metric import Question
@@ -54,13 +59,57 @@ class Case:
             str(meta.get("group", "")),
         )
 
+    def without_pictures(self) -> "Case":
+        """What is kept of the many."""
+        bare = dataclasses.replace(
+            self.example,
+            images=[],
+            regions=no_regions(),
+            region_images=self.example.region_images[:0],
+            targets={},
+        )
+        return dataclasses.replace(self, example=bare)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cases:
+    """All turns of all records of the tasks that are answered in words.
+
+    Threads of every host read the records ahead, anew each time: the pictures of a whole benchmark would not
+    fit into memory.
+
+    Attributes:
+      sets: task and records.
+    """
+
+    sets: Sequence[tuple[str, First]]
+
+    def __bool__(self) -> bool:
+        return any(len(source) for _, source in self.sets)
+
+    def __iter__(self) -> Iterator[Case]:
+        for task, source in self.sets:
+            for number, example in enumerate(read_ahead(source.__getitem__, range(len(source)))):
+                logging.log_every_n_seconds(
+                    logging.INFO, "%s: %d of %d records", PROGRESS, task, number, len(source)
+                )
+                yield from turns_of(task, example)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """What a model said to a case, which has kept its pictures if a report shows it."""
+
+    case: Case
+    answer: Answer
+
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What came out: named values, answers in the order of the cases, the first pictures of each task."""
+    """What came out: named values, all answers, the first pictures of each task."""
 
     scores: dict[str, float]
-    answers: list[Answer]
+    answers: list[Answered]
     seen: dict[str, list[Seen]]
     painted: dict[str, list[Painting]]
 
@@ -90,7 +139,7 @@ class Heldout:
 
     def __call__(self, model: VisionLLMv2) -> Results:
         """Asks a model everything; all processes get the same scores."""
-        answers: list[Answer] = []
+        answers: list[Answered] = []
         scores: dict[str, float] = {}
         if self.answerer is not None:
             answers, scores = evaluate(self.answerer, model, self.cases, self.metrics)
@@ -105,13 +154,10 @@ class Heldout:
         return Results(scores, answers, seen, painted)
 
 
-def read_cases(config: Config, run: Run, count: int | None = None) -> list[Case]:
+def read_cases(config: Config, run: Run, count: int | None = None) -> Cases:
     """All turns of the first `count` records of every dataset of the tasks without a decoder."""
-    cases = []
-    for task, _, entry, source in open_datasets(config, run, count):
-        if not entry.get("decoder"):
-            cases += [case for index in range(len(source)) for case in turns_of(task, source[index])]
-    return cases
+    opened = open_datasets(config, run, count)
+    return Cases([(task, source) for task, _, entry, source in opened if not entry.get("decoder")])
 
 
 def turns_of(task: str, example: Example) -> list[Case]:
@@ -146,9 +192,9 @@ def make_answerer(config: Config, run: Run) -> Answerer:
 def evaluate(
     answerer: Answerer,
     model: VisionLLMv2,
-    cases: Sequence[Case],
+    cases: Cases,
     metrics: Mapping[str, Sequence[str]] | None = None,
-) -> tuple[list[Answer], dict[str, float]]:
+) -> tuple[list[Answered], dict[str, float]]:
     """The answers of a model and its scores.
 
     Args:
@@ -157,20 +203,23 @@ def evaluate(
         match.
     """
     metrics = metrics or {}
-    answers = answerer(model, [case.example for case in cases])
-    pairs = [(answer.text, case) for answer, case in zip(answers, cases, strict=True)]
-    scores = _words("exact_match", [pair for pair in pairs if pair[1].task not in metrics])
+    asked, kept = itertools.tee(cases)
+    answers, shown = [], collections.Counter[str]()
+    for case, answer in zip(kept, answerer.stream(model, (case.example for case in asked)), strict=True):
+        shown[case.task] += 1
+        answers.append(Answered(case if shown[case.task] <= SHOWN else case.without_pictures(), answer))
+    scores = _words("exact_match", [one for one in answers if one.case.task not in metrics])
     for task, names in metrics.items():
         for name in names:
-            found = _words(name, [pair for pair in pairs if pair[1].task == task])
+            found = _words(name, [one for one in answers if one.case.task == task])
             scores |= {f"{task}/{key}": value for key, value in found.items()}
     return answers, scores
 
 
-def _words(name: str, pairs: Sequence[tuple[str, Case]]) -> dict[str, float]:
-    if not pairs:
+def _words(name: str, answers: Sequence[Answered]) -> dict[str, float]:
+    if not answers:
         return {}
-    return EVALS[name]([text for text, _ in pairs], [case.asked for _, case in pairs])
+    return EVALS[name]([one.answer.text for one in answers], [one.case.asked for one in answers])
 
 
 def check_metrics(config: Config) -> None:

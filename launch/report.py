@@ -11,15 +11,14 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from launch.answer import Answer
 from launch.draw import draw_classes, draw_objects
-from launch.heldout import Case, Results
+from launch.heldout import Answered, Case, Results
 from launch.paintings import Painting
 from launch.perceive import Seen
+from launch.sights import SHOWN
 from launch.truth import classes_of, keypoint_names, objects_of, picture_size
 from vllm2_jax.evals.exact_match import matches
 
-SHOWN = 12  # questions of each task in the report
 _SIDE = 180  # pixels of a picture's side
 _WIDE = 420  # pixels of the longer side of a picture with objects
 _SURE = 0.3  # score from which on a predicted object is drawn
@@ -39,7 +38,6 @@ th:first-child,td:first-child{text-align:left}tr{border-bottom:1px solid #e2e8f0
 
 def write_report(
     path: epath.Path,
-    cases: Sequence[Case],
     results: Results,
     scores: Mapping[str, Mapping[str, float]],
     log: Sequence[Mapping[str, Any]],
@@ -48,17 +46,14 @@ def write_report(
 
     Args:
       path: of the file.
-      cases: the questions.
-      results: what the model said, in the same order, and what its decoders saw and painted.
+      results: what the model said, and what its decoders saw and painted.
       scores: column title -> metric -> share.
       log: lines of `metrics.jsonl`, for the curve.
     """
-    tasks = list(dict.fromkeys(case.task for case in cases))
-    pairs = list(zip(cases, results.answers, strict=True))
     sections = []
-    for task in tasks:
-        shown = [_card(case, answer) for case, answer in pairs if case.task == task][:SHOWN]
-        sections.append(f"<h2>{html.escape(task)}</h2><div class=cards>{''.join(shown)}</div>")
+    for task in dict.fromkeys(one.case.task for one in results.answers):
+        first = [one for one in results.answers if one.case.task == task][:SHOWN]
+        sections.append(f"<h2>{html.escape(task)}</h2><div class=cards>{''.join(map(_card, first))}</div>")
     for name, seen in results.seen.items():
         shown = [_sight(one) for one in seen]
         sections.append(f"<h2>{html.escape(name)}</h2>{''.join(shown)}")
@@ -89,8 +84,9 @@ def _table(scores: Mapping[str, Mapping[str, float]]) -> str:
     return f"<table><tr><th></th>{titles}</tr>{rows}</table>{asked}"
 
 
-def _card(case: Case, answer: Answer) -> str:
-    right = matches(answer.text, case.truth)
+def _card(answered: Answered) -> str:
+    case, answer = answered.case, answered.answer
+    right = any(matches(answer.text, truth) for truth in case.asked.answers)
     truth = "" if right else f"<div class=small>truth: {html.escape(case.truth)}</div>"
     kind = "" if case.kind == case.task else f" ({html.escape(case.kind)})"
     return (

@@ -3,8 +3,8 @@
 
 import itertools
 import os
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import grain
 from absl import logging
@@ -17,6 +17,8 @@ from vllm2_jax.sharding.partition import batch_shards, host_share
 
 PROGRESS = 60.0  # seconds between two lines that say how far it is
 
+Read = TypeVar("Read")
+
 
 class Examples(Protocol):
     """Random access to examples, which may be read from files one by one."""
@@ -24,6 +26,13 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Example: ...
+
+
+def read_ahead(read: Callable[[int], Read], numbers: Sequence[int], ahead: int = 0) -> Iterator[Read]:
+    """`read` of every number, in their order; threads have the next `ahead` ready (at least one each)."""
+    threads = os.cpu_count() or 1
+    made = grain.MapDataset.source(numbers).map(read)
+    yield from made.to_iter_dataset(grain.ReadOptions(threads, max(threads, ahead)))
 
 
 def whole_rows(run: Run, rows: int) -> int:
@@ -62,9 +71,7 @@ def host_batches(
         example = examples[number]
         return (number, example), make_row(example, run.tokenizer, spec, shape)
 
-    threads = os.cpu_count() or 1
-    numbers = grain.MapDataset.source(list(itertools.chain(*mine)))
-    made = iter(numbers.map(read).to_iter_dataset(grain.ReadOptions(threads, max(threads, rows))))
+    made = read_ahead(read, list(itertools.chain(*mine)), rows)
     for start, places in zip(starts, mine, strict=True):
         logging.log_every_n_seconds(
             logging.INFO, "%s: %d of %d pictures", PROGRESS, shape.decoder, start, len(examples)

@@ -12,13 +12,15 @@ RIGHT = {
     "vqa": ("2", Question(("2",) * 10, "number")),
     "anls": ("total 15", Question(("Total 15", "15"))),
     "relaxed": ("100", Question(("104",))),
+    "accuracy": ("No", Question(("no.",))),
+    "circular": ("B", Question(("B",), "science", {"A": "red", "B": "blue"}, "7")),
     "choice": ("B. blue", Question(("B",), "science", {"A": "red", "B": "blue"})),
     "pope": ("Yes.", Question(("yes",), "random")),
     "mme": ("Yes", Question(("Yes",), "count", group="1.jpg")),
     "recognition": ("Dog.", Question(("dog",))),
     "semantic_iou": ("The class: traffic light.", Question(("traffic-light",))),
 }
-FULL = {"mme": 200.0, "pope/yes": 1.0, "count": 1}
+FULL = {"mme": 200.0, "mme/cognition": 0.0, "pope/yes": 1.0, "count": 1}
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -38,6 +40,16 @@ def test_scores_are_kept_apart_by_kind():
     asked = [Question(("B",), kind, {"A": "x", "B": "y"}) for kind in ("science", "science", "art")]
     scores = EVALS["choice"](["B", "A", "B"], asked)
     assert scores == {"choice": pytest.approx(2 / 3), "choice/art": 1.0, "choice/science": 0.5}
+
+
+def test_options_turned_round():
+    options = {"A": "red", "B": "blue"}
+    asked = [
+        Question((letter,), kind, options, group)
+        for letter, kind, group in (("B", "art", "1"), ("A", "art", "1"), ("A", "", "2"), ("B", "art", "3"))
+    ]
+    scores = EVALS["circular"](["B", "B", "It is red.", "blue"], asked)
+    assert scores == {"circular": pytest.approx(2 / 3), "circular/art": 0.5}  # not the first
 
 
 def test_pope_scores_clear_and_unclear_answers():
@@ -60,11 +72,15 @@ def test_pope_is_the_mean_of_its_kinds():
 
 def test_mme_needs_both_answers_of_a_picture():
     asked = [
-        Question((label,), "ocr", group=picture)
+        Question((label,), "OCR", group=picture)
         for picture, label in (("1", "Yes"), ("1", "No"), ("2", "Yes"), ("2", "No"))
     ]
     scores = EVALS["mme"](["Yes", "No.", "Yes", "Yes"], asked)
-    assert scores == {"mme": 125.0, "mme/ocr": 125.0}  # 3 of 4 answers, 1 of 2 pictures
+    # 3 of 4 answers, 1 of 2 pictures
+    assert scores == {"mme": 125.0, "mme/perception": 125.0, "mme/cognition": 0.0, "mme/OCR": 125.0}
+    asked.append(Question(("No",), "code_reasoning", group="1"))
+    scores = EVALS["mme"](["Yes", "No.", "Yes", "Yes", "no"], asked)
+    assert (scores["mme/perception"], scores["mme/cognition"], scores["mme"]) == (125.0, 200.0, 325.0)
 
 
 @pytest.mark.parametrize("same, accuracy", [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
@@ -133,6 +149,8 @@ def test_half_right():
         {"exact_match": 2 / 3, "exact_match/colour": 0.5, "exact_match/number": 1.0}
     )
     assert EVALS["recognition"](["Dog", "cat."], asked[:2]) == {"recognition": 0.0}
+    several = EVALS["exact_match"](["blue", "black"], [Question(("red", "Blue"), "colour")] * 2)
+    assert several == {"exact_match": 0.5, "exact_match/colour": 0.5, "count": 2}
     # One word of two, and none; what stands before the last colon does not count.
     names = [Question(("traffic-light",)), Question(("small red dog",))]
     scores = EVALS["semantic_iou"](["It is: this: light.", "Red: cat"], names)

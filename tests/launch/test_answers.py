@@ -15,7 +15,7 @@ from data_pipelines.conversation import region_text
 from data_pipelines.errors import DataError
 from launch import build, evaluate, generate
 from launch.answer import Answer, AnswerConfig, Answerer
-from launch.heldout import Heldout, Results, hooks, make_answerer, read_cases, turns_of
+from launch.heldout import Answered, Heldout, Results, hooks, make_answerer, read_cases, turns_of
 from tests.distributed.tiny import tiny_config
 from tests.weights import randomized
 from vllm2_jax.evals.exact_match import exact_match
@@ -67,13 +67,18 @@ def test_evaluation_writes_scores_and_report(workdir, capsys):
     assert page.count("data:image/png;base64") == min(scores["count"], 3 * 12)
     assert "<polyline" in page and "truth:" in page
     assert "most frequent answer" in capsys.readouterr().out
+    said = [json.loads(line) for line in (workdir / "answers.jsonl").read_text().splitlines()]
+    cases = list(read_cases(config(), build.build_run(config())))
+    assert [line["task"] for line in said] == [case.task for case in cases]
+    assert [(line["question"], line["truth"]) for line in said] == [(c.question, c.truth) for c in cases]
+    assert {"kind", "record", "answer"} < said[0].keys()
 
 
 class Asked(Heldout):
     """Instead of asking a model everything, one of its numbers."""
 
     def __call__(self, model):
-        answers = [Answer(case.truth, True, (), case.truth) for case in self.cases]
+        answers = [Answered(case, Answer(case.truth, True, (), case.truth)) for case in self.cases]
         return Results({"number": float(model.llm.embed[...][0, 0])}, answers, {}, {})
 
 
@@ -110,7 +115,7 @@ def test_the_loop_evaluated(workdir):
 
 def test_answers_do_not_depend_on_the_batch():
     made = build.build_run(config())
-    model, cases = randomized(made.plan.make_model), read_cases(config(), made)[:5]
+    model, cases = randomized(made.plan.make_model), list(read_cases(config(), made))[:5]
     together = make_answerer(config(), made)(model, [case.example for case in cases])
     one = Answerer(made, AnswerConfig(rows=2, tiles=1, regions=1, max_new=4))
     alone = [one(model, [case.example])[0] for case in cases]
@@ -121,7 +126,7 @@ def test_answers_do_not_depend_on_the_batch():
 def test_each_process_answers_what_its_place_in_the_batch_asks(monkeypatch):
     """The chips of a pod's hosts, squares of the torus, take turns in the batch."""
     made = build.build_run(tiny_config(**{"sharding.devices": "cpu:4", "data.groups": 4}))
-    examples = [case.example for case in read_cases(config(), made)[:3]]
+    examples = [case.example for case in list(read_cases(config(), made))[:3]]
     answerer, asked = Answerer(made, AnswerConfig(rows=2, tiles=1, regions=1, max_new=1)), {}
 
     def record(model, inputs, start):
@@ -235,7 +240,7 @@ def test_exact_match_by_kind():
 
 def test_blind_guess_is_the_most_frequent_answer():
     made = build.build_run(config())
-    cases = read_cases(config(), made, 1)[:1] * 3
+    cases = list(read_cases(config(), made, 1))[:1] * 3
     assert evaluate.most_frequent(cases)["exact_match"] == 1.0
     assert jax.device_count() == 8
 

@@ -23,10 +23,12 @@ from vllm2_jax.evals.metric import Metric
 # Metrics of answers in words: they compare a text with a `Question`.
 WORDS: dict[str, Metric] = {
     "exact_match": exact_match.METRIC,
+    "accuracy": names.recognition("accuracy"),
     "vqa": vqa.vqa(),
     "anls": documents.anls(),
     "relaxed": documents.relaxed(),
     "choice": choice.choice(),
+    "circular": choice.circular(),
     "pope": yes_no.pope(),
     "mme": yes_no.mme(),
     "recognition": names.recognition(),

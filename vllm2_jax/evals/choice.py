@@ -12,14 +12,35 @@ def choice(name: str = "choice") -> Metric:
     def record(answer: str, asked: Question) -> tuple[str, bool]:
         return asked.kind, parse_choice(answer, asked.options) == asked.answers[0]
 
-    def summarise(records: Sequence[tuple[str, bool]]) -> dict[str, float]:
-        kinds: dict[str, list[bool]] = {}
-        for kind, right in records:
-            kinds.setdefault(kind, []).append(right)
-        scores = {f"{name}/{kind}": sum(hits) / len(hits) for kind, hits in sorted(kinds.items()) if kind}
-        return {name: sum(right for _, right in records) / len(records), **scores}
+    return Metric(record, lambda records: _shares(name, records))
+
+
+def circular(name: str = "circular") -> Metric:
+    """MMBench: share of questions answered right however their options are turned round, overall and by kind.
+
+    `Question.group` is what the turns of a question share.
+    """
+
+    def record(answer: str, asked: Question) -> tuple[str, str, bool]:
+        return asked.kind, asked.group, parse_choice(answer, asked.options) == asked.answers[0]
+
+    def summarise(records: Sequence[tuple[str, str, bool]]) -> dict[str, float]:
+        turns: dict[str, list[bool]] = {}
+        for _, group, right in records:
+            turns.setdefault(group, []).append(right)
+        kinds = {group: kind for kind, group, _ in records}
+        return _shares(name, [(kinds[group], all(found)) for group, found in turns.items()])
 
     return Metric(record, summarise)
+
+
+def _shares(name: str, records: Sequence[tuple[str, bool]]) -> dict[str, float]:
+    """Share of right ones of all, and of each kind that has a name."""
+    kinds: dict[str, list[bool]] = {}
+    for kind, right in records:
+        kinds.setdefault(kind, []).append(right)
+    scores = {f"{name}/{kind}": sum(hits) / len(hits) for kind, hits in sorted(kinds.items()) if kind}
+    return {name: sum(right for _, right in records) / len(records), **scores}
 
 
 def parse_choice(answer: str, options: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable
 
-from vllm2_jax.evals.metric import Metric
+from vllm2_jax.evals.metric import Metric, Question
 
 
 def exact_match(answers: Iterable[tuple[str, str, str]]) -> dict[str, float]:
@@ -33,4 +33,9 @@ def matches(answer: str, truth: str) -> bool:
     return answer.strip().casefold() == truth.strip().casefold()
 
 
-METRIC = Metric(lambda answer, asked: (asked.kind, answer, asked.answers[0]), exact_match)
+def _record(answer: str, asked: Question) -> tuple[str, str, str]:
+    """Beside the truth that the answer matches, if there are several."""
+    return asked.kind, answer, next((t for t in asked.answers if matches(answer, t)), asked.answers[0])
+
+
+METRIC = Metric(_record, exact_match)

@@ -10,7 +10,7 @@ _BLANK = re.compile(r"[-/_]")
 
 
 def recognition(name: str = "recognition") -> Metric:
-    """Share of regions whose class is named right, without case and the final full stop (COCO, LVIS)."""
+    """Share of answers that are right but for case and a final full stop: names of regions, GQA."""
 
     def record(answer: str, asked: Question) -> bool:
         return _plain(answer) == _plain(asked.answers[0])

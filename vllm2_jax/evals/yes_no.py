@@ -9,6 +9,9 @@ import numpy as np
 from vllm2_jax.evals.metric import Metric, Question
 
 _HAN = re.compile("[\u4e00-\u9fa5]")
+_COGNITION = frozenset(
+    {"code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation"}
+)
 _MME_WORDS = (("\n", ""), ("不是", "No"), ("是", "Yes"), ("否", "No"))
 
 
@@ -55,8 +58,7 @@ def confusion(pairs: Sequence[tuple[bool, bool]]) -> dict[str, float]:
 def mme(name: str = "mme") -> Metric:
     """MME: for each task (`Question.kind`) 100 * (accuracy + share of pictures with both answers right).
 
-    `Question.group` is the picture. The total adds up the tasks: 0 to 2000 for perception (10 tasks), 0 to
-    800 for cognition (4).
+    `Question.group` is the picture. Perception adds up its 10 tasks (0 to 2000), cognition its 4 (0 to 800).
     """
 
     def record(answer: str, asked: Question) -> tuple[str, str, bool]:
@@ -71,7 +73,9 @@ def mme(name: str = "mme") -> Metric:
             answers = [right for found in pictures.values() for right in found]
             both = sum(all(found) for found in pictures.values()) / len(pictures)
             scores[f"{name}/{kind}"] = 100 * (sum(answers) / len(answers) + both)
-        return {name: sum(scores.values()), **scores}
+        thought = sum(value for key, value in scores.items() if key.removeprefix(f"{name}/") in _COGNITION)
+        sums = {f"{name}/perception": sum(scores.values()) - thought, f"{name}/cognition": thought}
+        return {name: sum(scores.values()), **sums, **scores}
 
     return Metric(record, summarise)
 
