@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_pipelines.example import Example
 from data_pipelines.masks import mask_boxes
+from vllm2_jax.tokens import QueryCounts
 
 HEIGHT, WIDTH, TILE = 40, 80, 20
 COUNTS_TEXT = "[EMB][EMB2][EMB3][EMB4]"
@@ -63,6 +64,38 @@ def write(folder: pathlib.Path, content, name: str = "records.json") -> dict:
     else:
         path.write_text(json.dumps(content))
     return {"annotations": str(path), "image_root": str(folder), "tile_size": TILE, "decoder_size": 160}
+
+
+def save_ramp(path: pathlib.Path) -> None:
+    """A picture that grows brighter to the right: column x is 40 + x."""
+    grey = np.arange(40, 40 + WIDTH, dtype=np.uint8)
+    Image.fromarray(np.tile(grey[None, :, None], (HEIGHT, 1, 3))).save(path)
+
+
+def towers_see_all(examples: list[Example]) -> None:
+    """Of a ramp, tile after tile: the tower sees all of it, mirrored where the decoder's view is."""
+    mirrored = set()
+    for example in examples:
+        view = example.targets["grounding_dino"]["image"].mean((0, 2))
+        whole = 40 + (np.arange(TILE) + 0.5) * WIDTH / TILE - 0.5
+        mirrored.add(bool(view[0] > view[-1]))
+        wanted = whole[::-1] if view[0] > view[-1] else whole
+        np.testing.assert_allclose(example.images[0][-1].mean((0, 2)), wanted, atol=2)
+    assert mirrored == {False, True}
+
+
+def draws_wordings(load, options: dict, folder: pathlib.Path, **kinds: str) -> None:
+    """Training draws question and answer from the user's file; `kinds` are its keys and their slots.
+
+    The links have the queries that were asked for.
+    """
+    path = folder / "wordings.json"
+    path.write_text(json.dumps({kind: [f"A {slots}", f"B {slots}"] for kind, slots in kinds.items()}))
+    more = {"templates": str(path), "counts": QueryCounts(perception=2)}
+    examples = [load(**options, **more, seed=seed)[0] for seed in range(16)]
+    said = [[text.removeprefix("<image>\n") for _, text in example.turns] for example in examples]
+    assert {asked[:2] + told[:2] for asked, told in said} == {"A A ", "A B ", "B A ", "B B "}
+    assert all("[EMB][EMB2]" in told and "[EMB3]" not in told for _, told in said)
 
 
 def shows(example: Example, number: int, name: str) -> None:

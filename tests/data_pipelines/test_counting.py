@@ -45,6 +45,7 @@ def test_in_tests_every_class_is_asked_for(folder):
         ("human", "<image>\nHow many cup are there?"),
         ("gpt", f"Here they are: cup[DET]{objects.COUNTS_TEXT}. That makes 4."),
     ]
+    assert example.targets["grounding_dino"]["labels"].tolist() == [0] * 4  # one link for all
     truth = objects_of(example, "grounding_dino")
     assert truth.boxes.tolist() == [[2 + 13 * n, 10, 11 + 13 * n, 22] for n in range(4)]
     np.testing.assert_allclose(
@@ -73,15 +74,38 @@ def test_the_number_is_that_of_the_view(folder):
 
 
 def test_examples(folder):
-    for seed in range(10):
+    marked = set()
+    for seed in range(20):
         example = load(**options(folder) | {"tile_size": 40}, by="example", seed=seed)[0]
         assert example.turns[0][1].count("<reg>region1<region></reg>") == 1
         assert "region1[DET]" in example.turns[1][1] and example.meta["classes"] == ["region1"]
         inside = example.images[0][-1][example.regions[0].astype(bool)]
         assert np.median(inside[:, 0]) > 180 and np.median(inside[:, 1]) < 60
+        centre = (example.regions[0].any(0).nonzero()[0].mean() + 0.5) / 40
+        marked.add(int(np.abs(example.targets["grounding_dino"]["boxes"][:, 0] - centre).argmin()))
+    assert len(marked) > 1  # not always the first
     ways = {len(load(**options(folder), by="mixed", seed=seed)[0].regions) for seed in range(12)}
     assert ways == {0, 1}
     assert len(load(**options(folder), by="mixed", test=True)[0].regions) == 0
+
+
+def test_regions_need_the_whole_tile(folder):
+    sources = {by: load(**options(folder), by=by, image_mode="pad") for by in ("name", "example", "mixed")}
+    modes = {by: source.viewing.tiling.mode for by, source in sources.items()}
+    assert modes == {"name": "pad", "example": "stretch", "mixed": "stretch"}
+
+
+@pytest.mark.parametrize("by", ["name", "example"])
+def test_wordings_are_drawn(folder, by):
+    slots = {"counting": "{classes}", "counting_alike": "{region}", "counted": "{link} {n}"}
+    objects.draws_wordings(load, options(folder) | {"by": by}, folder, **slots)
+
+
+@pytest.mark.parametrize(("clean", "name"), [(True, "bow weapon"), (False, "bow_(weapon)")])
+def test_names_of_lvis(folder, clean, name):
+    content = objects.coco(cup(0), categories=[{"id": 1, "name": "Bow_(weapon)"}])
+    source = load(**objects.write(folder, content), clean_names=clean, test=True)
+    assert source[0].meta["classes"] == [name] and f"many {name} are" in source[0].turns[0][1]
 
 
 def test_unknown_numbers_are_not_asked_for(folder):
@@ -90,6 +114,7 @@ def test_unknown_numbers_are_not_asked_for(folder):
     assert [source[i].meta["classes"] for i in range(len(source))] == [["cup"]]
     few = load(**options(folder), objects=3)
     assert {few[0].meta["classes"][0]} <= {"plate", "fork"}
+    assert {load(**options(folder), objects=4, seed=s)[0].meta["classes"][0] for s in range(12)} >= {"cup"}
     assert len(load(**options(folder, crowd, not_exhaustive_category_ids=[3]), objects=3)) == 0
 
 

@@ -142,6 +142,34 @@ def test_recognition(folder):
     assert len(one.turns) == 2 and len(one.regions) == 1
 
 
+def test_recognition_draws_anew_for_every_picture(folder):
+    content = coco(*[LEFT_HALF | {"category_id": 9}] * 2, categories=[{"id": 9, "name": "dog"}])
+    content["images"] = [content["images"][0] | {"id": number} for number in range(12)]
+    content["annotations"] = [
+        annotation | {"image_id": number} for number in range(12) for annotation in content["annotations"]
+    ]
+    (folder / "own.json").write_text(json.dumps({"recognition": ["A {region}", "B {region}"]}))
+    options = write(folder, content) | {"templates": str(folder / "own.json"), "image_mode": "pad"}
+    source = DATASETS["recognition"](**options)
+    examples = [source[number] for number in range(12)]
+    assert source.tiling.mode == "stretch"
+    assert [example.meta["image_id"] for example in examples] == list(range(12))
+    asked = {tuple(text.removeprefix("<image>\n")[0] for _, text in e.turns[::2]) for e in examples}
+    assert asked == {("A", "A"), ("A", "B"), ("B", "A"), ("B", "B")}
+    # Boxes include their end, masks do not.
+    forms = {tuple(region[0].sum() for region in example.regions) for example in examples}
+    assert forms == {(11, 11), (11, 10), (10, 11), (10, 10)}
+    tested = DATASETS["recognition"](**options, test=True)[5]
+    assert [region[0].sum() for region in tested.regions] == [11, 11]
+
+
+def test_recognition_refuses_pictures_of_another_size(folder):
+    content = coco(LEFT_HALF | {"category_id": 1}, categories=[{"id": 1, "name": "dog"}])
+    content["images"][0]["width"] = 81
+    with pytest.raises(DataError, match=r"record image 3: the picture is \(40, 80\)"):
+        DATASETS["recognition"](**write(folder, content))[0]
+
+
 def test_recognition_skips_small_objects_and_empty_pictures(folder):
     categories = [{"id": 9, "name": "dog"}]
     tiny = {"bbox": [0, 0, 8, 40], "category_id": 9}  # 2 of 20 columns
@@ -267,10 +295,21 @@ def test_vcr(folder):
         ("human", "<image>\nWhy is <reg>region1<region></reg> near <reg>region2<region></reg>?"),
         ("gpt", "Person at region1 likes dog at region2."),
     ]
-    assert example.regions[0, :, :10].all() and example.regions[1, 10:, 15:].all()
+    # Boxes include their end: 11 columns of 20, and a quarter that is cut at the border.
+    assert example.regions[0, :, :11].all() and example.regions[0].sum() == 20 * 11
+    assert example.regions[1, 10:, 15:].all() and example.regions[1].sum() == 10 * 5
     assert (example.meta["correct_option"], example.meta["category"]) == ("A", "qa")
     listed = DATASETS["vcr"](**write(folder, [vcr("Given <regions>, why?", "A")]))[0]
     assert listed.turns[0][1].count("<region>") == 2
+
+
+def test_vcr_rounds(folder):
+    talk = chat("What is 2?", "Tom's dog.", "And 1?", "1, with 2.")
+    source = DATASETS["vcr"](**write(folder, [vcr("", "", conversations=talk, id=7)]), image_mode="pad")
+    example = source[0]
+    assert example.record == "7" and source.tiling.mode == "stretch"
+    assert example.meta["answers"] == ["Tom's dog.", "Person at region1, with dog at region2."]
+    assert [text.startswith("<image>\n") for _, text in example.turns] == [True, False, False, False]
 
 
 def test_vcr_regions_follow_the_text(folder):
@@ -285,6 +324,7 @@ def test_vcr_regions_follow_the_text(folder):
     [
         (vcr("Why is 1 here?", "a"), r"name objects \[1\], the record has 2 boxes"),
         (vcr("Is 1 like 1?", "a"), r"name objects \[1, 1\], the record has 2 boxes"),
+        (vcr("Is 1 like 1 or 2?", "a"), r"name objects \[1, 1, 2\], the record has 2 boxes"),
         (vcr("Why is 1 near 3?", "a"), "speaks of object 3, there are 2"),
         (vcr("Why?", "a", objects=["person"]), "2 boxes for 1 objects"),
         (vcr("Why?", "a", boxes="none"), "field 'boxes': 'none' is a str"),

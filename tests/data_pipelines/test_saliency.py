@@ -52,6 +52,15 @@ def test_training(options):
     objects.same(load(**options, seed=3)[0], load(**options, seed=3)[0])
 
 
+def test_the_tower_sees_the_whole_picture(options, tmp_path):
+    objects.save_ramp(tmp_path / "images/a.png")
+    objects.towers_see_all([load(**options, seed=seed)[0] for seed in range(8)])
+
+
+def test_wordings_are_drawn(options, tmp_path):
+    objects.draws_wordings(load, options, tmp_path, saliency="{classes}", cut_out="{link}")
+
+
 def test_masks_of_ones_and_pictures_in_folders(options, tmp_path):
     for name in ("images", "masks"):
         (tmp_path / name / "sub").mkdir()

@@ -12,6 +12,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.scene_views import SceneView, augment_scene, fit_scene
 from launch.truth import classes_of, objects_of
 from tests.data_pipelines import objects
+from vllm2_jax.evals.objects import decode
 
 load = DATASETS["semantic"]
 NAMES = ["ground", "Horse ", "dog", "sky"]
@@ -47,7 +48,10 @@ def test_in_tests_all_classes_and_the_whole_map(options):
     wanted = np.where((class_map() == 0) | (class_map() == 255), 255, class_map().astype(int) - 1)
     np.testing.assert_array_equal(truth.labels, wanted)
     assert list(truth.names) == example.meta["classes"] == NAMES
-    assert objects_of(example, "grounding_dino").labels.tolist() == NAMES[:3]
+    found = objects_of(example, "grounding_dino")
+    assert found.labels.tolist() == NAMES[:3]
+    for number, mask in enumerate(found.masks, 1):
+        np.testing.assert_array_equal(decode(mask), class_map() == number)
     objects.shows(example, 1, "horse")
     objects.shows(example, 2, "dog")
 
@@ -73,6 +77,15 @@ def test_training(options):
     assert asked == {2, 3, 4} or asked == {1, 2, 3, 4}
     objects.same(load(**options, seed=3)[0], load(**options, seed=3)[0])
     assert {len(load(**options, seed=s, most_classes=1)[0].meta["classes"]) for s in range(9)} == {1}
+
+
+def test_the_tower_sees_the_whole_picture(options, tmp_path):
+    objects.save_ramp(tmp_path / "a.jpg")
+    objects.towers_see_all([load(**options, seed=seed)[0] for seed in range(8)])
+
+
+def test_wordings_are_drawn(options, tmp_path):
+    objects.draws_wordings(load, options, tmp_path, segmentation="{classes}", segmented="{link}")
 
 
 def test_first_number(options, tmp_path):
