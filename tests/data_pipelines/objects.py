@@ -92,7 +92,7 @@ def draws_wordings(load, options: dict, folder: pathlib.Path, **kinds: str) -> N
     path = folder / "wordings.json"
     path.write_text(json.dumps({kind: [f"A {slots}", f"B {slots}"] for kind, slots in kinds.items()}))
     more = {"templates": str(path), "counts": QueryCounts(perception=2)}
-    examples = [load(**options, **more, seed=seed)[0] for seed in range(16)]
+    examples = [load(**options, **more, seed=seed)[0] for seed in range(24)]
     said = [[text.removeprefix("<image>\n") for _, text in example.turns] for example in examples]
     assert {asked[:2] + told[:2] for asked, told in said} == {"A A ", "A B ", "B A ", "B B "}
     assert all("[EMB][EMB2]" in told and "[EMB3]" not in told for _, told in said)

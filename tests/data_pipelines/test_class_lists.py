@@ -20,6 +20,7 @@ def test_all_or_what_is_there_with_some_more():
     assert 0.4 < np.mean([len(asked) == 10 for asked in found]) < 0.8  # also when all others are drawn
     assert {len(asked) for asked in found} == set(range(2, 11))
     assert len({tuple(asked) for asked in found if len(asked) == 10}) > 50  # shuffled
+    assert {asked[0] for asked in found if len(asked) < 10} == set(range(10))  # these too
     assert draws([2, 7]) == found
 
 

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from data_pipelines import DATASETS
+from data_pipelines.datasets.interactive import _part
 from data_pipelines.errors import DataError
 from data_pipelines.masks import run_lengths
+from data_pipelines.viewing import annotate
 from data_pipelines.visual_prompts import SHAPES
 from launch.truth import objects_of
 from tests.data_pipelines import objects
@@ -70,6 +72,57 @@ def test_in_tests(folder):
         assert truth.boxes[number].tolist() == list(objects.BOXES[name])
 
 
+def test_the_shorter_side_has_to_exceed_four_pixels(folder):
+    """The view is twice as large as the picture."""
+    thin = [
+        {"bbox": [40, 4, w, 30], "segmentation": [[40, 4, 40 + w, 4, 40 + w, 34, 40, 34]]} for w in (2, 3)
+    ]
+    sources = [
+        load(**objects.write(folder, objects.coco(one)) | {"tile_size": 40}, test=True) for one in thin
+    ]
+    with pytest.raises(DataError, match="no object is large enough for a mark"):
+        sources[0][0]
+    assert sources[1][0].regions.any()
+
+
+def test_boxes_are_those_of_the_file(folder):
+    wide = objects.annotation("horse") | {"bbox": [0, 8, 40, 22]}
+    example = load(**objects.write(folder, objects.coco(wide)), test=True)[0]
+    np.testing.assert_allclose(example.targets["grounding_dino"]["boxes"], [[0.25, 19 / 40, 0.5, 22 / 40]])
+
+
+def test_objects_keep_what_belongs_to_them():
+    masks = np.zeros((3, 9, 9), bool)
+    masks[0, :1], masks[1, :2], masks[2, :3] = True, True, True
+    part = _part(annotate(np.zeros((9, 9, 3), np.uint8), masks=masks), [2, 0])
+    assert part.kept.tolist() == [2, 0] and part.area.tolist() == [27, 9]
+    assert part.boxes.tolist() == [[0, 0, 9, 3], [0, 0, 9, 1]] and part.masks.sum((1, 2)).tolist() == [27, 9]
+
+
+def test_shapes_are_drawn(folder):
+    source = [load(**options(folder), shapes=("point", "mask"), seed=seed)[0] for seed in range(6)]
+    assert {bool(region.sum() > 20) for example in source for region in example.regions} == {True, False}
+
+
+def test_marks_of_tests_follow_from_seed_and_picture(folder):
+    content = objects.coco(objects.annotation("horse"))
+    more = [objects.coco(objects.annotation("horse"), image={"id": number}) for number in (4, 5)]
+    content["images"] += [entry["images"][0] for entry in more]
+    content["annotations"].append(content["annotations"][0] | {"image_id": 4})
+    sources = [load(**objects.write(folder, content), test=True, shapes=("point",), seed=s) for s in (0, 1)]
+    assert [len(source) for source in sources] == [2, 2]  # the third picture has no objects
+    marks = [source[index].regions.tobytes() for source in sources for index in range(2)]
+    assert len(set(marks)) == 4
+
+
+def test_regions_need_the_whole_tile(folder):
+    assert load(**options(folder), image_mode="pad").viewing.tiling.mode == "stretch"
+
+
+def test_wordings_are_drawn(folder):
+    objects.draws_wordings(load, options(folder), folder, interactive="{region}", outlined="{link}")
+
+
 def test_at_most(folder):
     example = load(**options(folder), most=1)[0]
     assert len(example.regions) == 1 and len(example.targets["grounding_dino"]["boxes"]) == 1
@@ -100,6 +153,8 @@ def given(folder, change=None, **fields) -> dict:
         {"segmentation": objects.polygon(name), "scribble_visual_prompt_mask": marks[name], "area": 1}
         for name in ("dog", "horse")
     ]
+    for annotation in anns:
+        annotation["box_visual_prompt_mask"] = annotation["segmentation"]
     anns.insert(0, anns[0] | {"scribble_visual_prompt_mask": empty})
     info = {"file_name": "a.png", "height": 40, "width": 80} | (change or {})
     return objects.write(folder, [{"image_info": info, "img_id": 9, "anns": anns} | fields])
@@ -111,6 +166,13 @@ def test_given_marks(folder):
     objects.shows(example, 0, "dog")
     truth = objects_of(example, "grounding_dino")
     np.testing.assert_array_equal(decode(truth.masks[1]), objects.mask("horse"))
+    assert example.meta["truth"]["segmentations"] == [objects.polygon("dog"), objects.polygon("horse")]
+    boxed = load(**given(folder), given="box", test=True)[0]
+    assert [lies_on(boxed, number) for number in range(3)] == ["dog", "dog", "horse"]
+    assert boxed.regions[1].sum() > 1.5 * example.regions[0].sum()
+    load(**given(folder), given="scribble", most=2, test=True)[0]
+    with pytest.raises(DataError, match="2 marks where there may be 1 to 1"):
+        load(**given(folder), given="scribble", most=1, test=True)[0]
     assert example.record == "9" and truth.labels.tolist() == ["region1", "region2"]
 
 

@@ -304,8 +304,9 @@ def test_vcr(folder):
 
 
 def test_vcr_rounds(folder):
-    talk = chat("What is 2?", "Tom's dog.", "And 1?", "1, with 2.")
-    source = DATASETS["vcr"](**write(folder, [vcr("", "", conversations=talk, id=7)]), image_mode="pad")
+    talk = chat("What is 2?", "Tom's dog.", "And 1 on the 4th?", "1, WITH 2.")
+    record = vcr("", "", conversations=talk, objects=["Person", "dog"], id=7)
+    source = DATASETS["vcr"](**write(folder, [record]), image_mode="pad")
     example = source[0]
     assert example.record == "7" and source.tiling.mode == "stretch"
     assert example.meta["answers"] == ["Tom's dog.", "Person at region1, with dog at region2."]
@@ -325,6 +326,8 @@ def test_vcr_regions_follow_the_text(folder):
         (vcr("Why is 1 here?", "a"), r"name objects \[1\], the record has 2 boxes"),
         (vcr("Is 1 like 1?", "a"), r"name objects \[1, 1\], the record has 2 boxes"),
         (vcr("Is 1 like 1 or 2?", "a"), r"name objects \[1, 1, 2\], the record has 2 boxes"),
+        (vcr("", "", conversations=chat("1?", "a", "<regions>?", "b")), r"name objects \[1, 1, 2\]"),
+        (vcr("Is 0 near 1 or 2?", "a"), "speaks of object 0, there are 2"),
         (vcr("Why is 1 near 3?", "a"), "speaks of object 3, there are 2"),
         (vcr("Why?", "a", objects=["person"]), "2 boxes for 1 objects"),
         (vcr("Why?", "a", boxes="none"), "field 'boxes': 'none' is a str"),

@@ -121,3 +121,22 @@ def test_pictures_and_masks_in_one_folder(options, tmp_path):
     objects.save_mask(tmp_path / "masks/a.v2.png", objects.mask("horse").astype(np.uint8))
     source = load(**{**options, "image_root": folder, "mask_root": folder}, test=True)
     assert len(source) == 1 and source[0].record == "a.v2"  # the mask a.png has no picture
+    objects.shows(source[0], 0, "horse")
+
+
+def test_masks_are_brighter_than_half(options, tmp_path):
+    """Files that were once JPEGs have a dark fringe."""
+    fringed = np.where(objects.mask("dog"), 200, 90).astype(np.uint8)
+    objects.save_mask(tmp_path / "masks/a.png", fringed)
+    objects.shows(load(**options, test=True)[0], 0, "dog")
+
+
+def test_the_order_is_that_of_the_names(options, tmp_path, monkeypatch):
+    for name in ("c.JPG", "b.png"):
+        objects.save_picture(tmp_path / "images", name)
+    found = pathlib.Path.rglob
+    for order in (sorted, lambda paths: sorted(paths)[::-1]):
+        monkeypatch.setattr(
+            pathlib.Path, "rglob", lambda folder, names, order=order: order(found(folder, names))
+        )
+        assert [pair.record for pair in load(**options).pairs] == ["a", "b", "c"]

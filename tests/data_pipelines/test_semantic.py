@@ -129,6 +129,33 @@ def test_parts_without_a_class_are_drawn_again():
     assert max(augment_scene(wide, np.random.default_rng(0), 20).image.shape) <= 20
 
 
+COLUMNS = SceneView(np.zeros((100, 100, 3), np.uint8), np.tile(np.arange(100), (100, 1)))
+
+
+def test_pictures_become_half_to_twice_as_large():
+    zooms = []
+    for seed in range(40):
+        view = augment_scene(COLUMNS, np.random.default_rng(seed), 50).classes
+        zooms.append(view.shape[1] / (np.ptp(view[0]) + 1) / 0.5)  # the shorter side to 50
+    assert 0.45 < min(zooms) < 0.7 and 1.7 < max(zooms) < 2.2
+
+
+def test_parts_reach_the_border():
+    rows = SceneView(COLUMNS.image, COLUMNS.classes.T)
+    for whole, first in ((COLUMNS, (0, 0)), (rows, (0, 0))):
+        corners = {
+            int(scene_views._part(whole, 98, np.random.default_rng(s)).classes[first]) for s in range(20)
+        }
+        assert corners == {0, 1, 2}
+
+
+def test_no_class_fills_more_than_three_quarters_of_a_part(monkeypatch):
+    monkeypatch.setattr(scene_views, "_SCALES", (2, 2))  # parts of 50 x 50 pixels
+    whole = SceneView(COLUMNS.image, (COLUMNS.classes >= 70).astype(int))
+    shares = [1 - augment_scene(whole, np.random.default_rng(s), 50).classes.mean() for s in range(30)]
+    assert sum(share < 0.75 for share in shares) >= 27  # ten tries; a third of all parts
+
+
 def test_colours_change_and_stay_colours():
     grey = np.full((8, 8, 3), 128, np.uint8)
     found = [scene_views.distort(grey, np.random.default_rng(seed)) for seed in range(40)]
