@@ -123,14 +123,13 @@ def _answers_apart(path: str, records: Sequence[dict], file: str) -> list[tuple[
             remedy="give the annotations of VQA or of DocVQA",
         )
     found: dict[str, tuple[str, ...]] = {}
-    for number, entry in enumerate(entries):
-        said = need(entry, "answers", list, file=path, index=number)
-        number = need(entry, key, (int, str), file=path, index=number)
-        found[str(number)] = tuple(
-            str(need(one, "answer", (str, int, float), file=path, index=number))
+    for place, entry in enumerate(entries):
+        number = str(need(entry, key, (int, str), file=path, index=place))
+        found[number] = tuple(
+            str(need(one, "answer", (str, int, float), file=path, index=place))
             if isinstance(one, dict)
             else str(one)
-            for one in said
+            for one in need(entry, "answers", list, file=path, index=place)
         )
     numbers = [
         str(need(record, "question_id", (int, str), file=file, index=i)) for i, record in enumerate(records)
