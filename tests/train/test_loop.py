@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from tests.train.small import Small
+from tests.train.small import Small, make_small
 from tests.train.stream import batches, run
 from vllm2_jax.nn.layers import param
 from vllm2_jax.nn.rngs import Rngs
@@ -30,6 +30,7 @@ from vllm2_jax.train.checkpoint import (
     stored_config,
     whole_steps,
 )
+from vllm2_jax.train.exporting import Source
 from vllm2_jax.train.monitor import NotFiniteError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -63,6 +64,23 @@ def test_weights_are_finished_with_the_last_step(whole, tmp_path, monkeypatch):
     assert not is_finished(tmp_path / "converted")
     save_weights(tmp_path / "converted", Small(rngs=Rngs(0)))
     assert is_finished(tmp_path / "converted")
+
+
+def test_the_step_that_is_looked_at_may_go(whole, tmp_path, monkeypatch):
+    """A run that keeps one step deletes it when the next one is whole."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(whole[0] / "checkpoints" / "8", folder / "7")
+
+    def read(step):
+        if step.name == "7":
+            (folder / "7").rename(folder / "8")
+        return stored_config(step)
+
+    monkeypatch.setattr(checkpoint, "stored_config", read)
+    assert is_finished(tmp_path)
+    shutil.rmtree(folder / "8" / "config")
+    with pytest.raises(FileNotFoundError, match=r"checkpoints/8/config"):  # which no run does
+        is_finished(tmp_path)
 
 
 def test_resume_on_another_mesh(whole, tmp_path):
@@ -288,3 +306,25 @@ def test_a_step_that_lost_its_metadata_is_named(tmp_path):
     (tmp_path / "state").mkdir()
     with pytest.raises(ValueError, match=r"state is damaged or incomplete: .* Copy it again"):
         saved_tree(epath.Path(tmp_path / "state"))
+
+
+def test_arrays_that_were_cut_off_are_named(tmp_path):
+    save_weights(tmp_path, make_small(vocab=8192))
+    for file in (tmp_path / "0" / "state").glob("*/d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    wanted = r"0/state is damaged or incomplete: its array params/[a-z/]+ cannot be read \(.*\)\. Copy it again, "
+    wanted += r"or delete .*/0 and make it anew: there is no earlier step"
+    with pytest.raises(ValueError, match=wanted) as found:
+        load_weights(tmp_path, make_small(vocab=8192))
+    assert "\n" not in str(found.value) and found.value.__cause__
+    with pytest.raises(ValueError, match=wanted):
+        source = Source.open(tmp_path)
+        [source.read(leaf) for leaf in source.place]
+
+
+def test_a_config_that_was_cut_off_is_named(whole, tmp_path):
+    shutil.copytree(whole[0] / "checkpoints" / "8" / "config", tmp_path / "8" / "config")
+    (tmp_path / "7").mkdir()
+    (tmp_path / "8" / "config" / "metadata").write_text("{")
+    with pytest.raises(ValueError, match=r"8/config is damaged .* or delete .*/8 so that step 7 is taken"):
+        stored_config(epath.Path(tmp_path / "8"))

@@ -6,13 +6,14 @@ Grain iterator, one file a process) and `config` (JSON). A step's folder gets it
 complete, and an older one goes only then: whatever ends a run, the newest numbered folder is whole.
 """
 
+import contextlib
 import functools
 import gc
 import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import grain.checkpoint
@@ -29,6 +30,9 @@ from vllm2_jax.train.state import TrainState
 Model = TypeVar("Model", bound=nnx.Module)
 
 _POLL = 0.02  # seconds between two looks at a save in progress
+# How TensorStore's errors begin that say nothing about the files.
+_PASSING = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED")
+_PASSING += ("UNAUTHENTICATED", "UNAVAILABLE")
 
 
 class SaveError(RuntimeError):
@@ -145,14 +149,15 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: the folder has no complete checkpoint.
-          ValueError: the checkpoint is of another model or optimizer (lists every leaf that differs), or of
-            other data.
+          ValueError: the checkpoint is of another model or optimizer (lists every leaf that differs), of
+            other data, or damaged.
         """
         step = self._step(step)
         check_shapes(self._saved(step), _flat(abstract), f"{self.directory}/{step}")
         data.set_state(self._position(step))
-        items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-        return items["state"]
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        with readable(self.directory / str(step) / "state"):
+            return self._manager.restore(step, args=args)["state"]
 
     def _step(self, step: int | None) -> int:
         step = self.latest() if step is None else step
@@ -173,7 +178,12 @@ class Checkpoints:
                 f"{folder} holds no place in the data: give {self.directory.parent} as config.init.weights "
                 "to start a new run"
             )
-        places = [json.loads(path.read_text()) for path in files]
+        places = []
+        for file in files:
+            try:
+                places.append(json.loads(file.read_text()))
+            except ValueError as error:
+                raise ValueError(f"{file} is damaged ({error}). {_remedy(folder)}") from error
         return functools.reduce(functools.partial(_join, where=str(folder)), places)
 
     def _saved(self, step: int) -> dict[str, Any]:
@@ -190,10 +200,40 @@ def saved_tree(folder: epath.Path) -> Any:
         found = reader.metadata(folder).item_metadata
     if found is None:
         raise ValueError(
-            f"{folder} is damaged or incomplete: it does not say which arrays it holds. Copy it again, or "
-            "delete the step so that the one before is taken"
+            f"{folder} is damaged or incomplete: it does not say which arrays it holds. {_remedy(folder)}"
         )
     return found.tree
+
+
+@contextlib.contextmanager
+def readable(folder: epath.Path) -> Iterator[None]:
+    """Of files that are missing or truncated Orbax and TensorStore print a page; here it is one sentence.
+
+    Raises:
+      ValueError: names the `state` folder and, as far as it is known, the array.
+    """
+    try:
+        yield
+    except Exception as error:  # Orbax raises a bare `Exception`
+        cause = _innermost(error)
+        if not isinstance(cause, ValueError | FileNotFoundError) or str(cause).startswith(_PASSING):
+            raise
+        found = re.search(r'Error (?:reading|opening) "([^"/]+?)(?:\.value)?/', str(cause))
+        array = f"its array {found[1].replace('.', '/')}" if found else "one of its arrays"
+        raise ValueError(
+            f"{folder} is damaged or incomplete: {array} cannot be read ({_short(error)}). {_remedy(folder)}"
+        ) from error
+
+
+def _remedy(item: epath.Path) -> str:
+    """What to do about a damaged item of a step."""
+    step = item.parent
+    if not item.exists():
+        return "It is gone: a run that still trains keeps only its newest steps; start the command again"
+    earlier = [number for number in steps_in(step.parent) if step.name.isdigit() and number < int(step.name)]
+    return f"Copy it again, or delete {step} " + (
+        f"so that step {earlier[-1]} is taken" if earlier else "and make it anew: there is no earlier step"
+    )
 
 
 def check_shapes(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
@@ -237,7 +277,7 @@ def load_weights(
 
     Raises:
       FileNotFoundError: no checkpoint in the folder.
-      ValueError: lists parameters that are missing, not `fresh`, or of another shape.
+      ValueError: lists parameters that are missing, not `fresh`, or of another shape; or damaged files.
     """
     folder = state_folder(directory)
     tree = saved_tree(folder)
@@ -264,7 +304,8 @@ def load_weights(
                 restore_args=ocp.checkpoint_utils.construct_restore_args(target),
                 partial_restore=True,
             )
-            loaded = reader.restore(folder, args=args)
+            with readable(folder):
+                loaded = reader.restore(folder, args=args)
             values |= {path: leaf for part in loaded.values() for path, leaf in _flat(part).items()}
             gc.collect()  # what Orbax has read lies in cycles, which would hold it twice
 
@@ -323,8 +364,12 @@ def stored_config(step: epath.Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: it has none.
+      ValueError: it is damaged.
     """
-    return ocp.JsonCheckpointHandler().restore(step / "config")
+    try:
+        return ocp.JsonCheckpointHandler().restore(step / "config")
+    except ValueError as error:
+        raise ValueError(f"{step / 'config'} is damaged ({error}). {_remedy(step / 'config')}") from error
 
 
 def is_finished(directory: PathLike) -> bool:
@@ -333,8 +378,14 @@ def is_finished(directory: PathLike) -> bool:
     folder = root / "checkpoints"
     if not folder.is_dir():
         return bool(steps_in(root))
-    steps = whole_steps(folder)
-    return bool(steps) and steps[-1] >= stored_config(folder / str(steps[-1]))["steps"]
+    while steps := whole_steps(folder):
+        try:
+            return steps[-1] >= stored_config(folder / str(steps[-1]))["steps"]
+        except FileNotFoundError:
+            # A run that keeps one step deletes it when the next one is whole, maybe just now.
+            if whole_steps(folder)[-1:] == steps[-1:]:
+                raise
+    return False
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -358,9 +409,14 @@ def _join(one: Any, other: Any, *, where: str) -> Any:
 
 def _short(error: BaseException) -> str:
     """The innermost cause in one line: what the system said, without the layers that passed it on."""
+    error = _innermost(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
+def _innermost(error: BaseException) -> BaseException:
     while cause := error.__cause__ or error.__context__:
         error = cause
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    return error
 
 
 def _shape(leaf: Any) -> str:

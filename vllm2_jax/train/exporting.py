@@ -16,7 +16,7 @@ from etils import epath
 from vllm2_jax.convert import lora
 from vllm2_jax.convert.checkpoint import DTYPES
 from vllm2_jax.convert.rules import ConversionError, Part, Plan
-from vllm2_jax.train.checkpoint import saved_tree, state_folder
+from vllm2_jax.train.checkpoint import readable, saved_tree, state_folder
 from vllm2_jax.train.paths import PathLike, in_bucket
 from vllm2_jax.train.released import Released, on_disk, without_adapters
 from vllm2_jax.train.streaming import CHUNK_BYTES, Report, check_space, complete_or_nothing, copy_beside
@@ -73,8 +73,15 @@ class Source:
         name = ".".join((self.place[leaf], *leaf.split("/"), "value"))
         where = self.folder if in_bucket(self.folder) else f"file://{self.folder}"
         base = {"driver": "ocdbt", "base": f"{where}/"}
-        spec = {"driver": "zarr", "kvstore": {**base, "path": f"{name}/"}}
-        return tensorstore.open(spec, open=True, read=True, context=CONTEXT).result()[rows].read().result()
+        # A piece that is missing is an error, not zeros.
+        spec = {
+            "driver": "zarr",
+            "kvstore": {**base, "path": f"{name}/"},
+            "fill_missing_data_reads": False,
+        }
+        with readable(self.folder):
+            store = tensorstore.open(spec, open=True, read=True, context=CONTEXT).result()
+            return store[rows].read().result()
 
 
 @dataclasses.dataclass(frozen=True)
