@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from vllm2_jax.nn.layers import contract
 from vllm2_jax.sharding.chips import CHIPS
 from vllm2_jax.sharding.collectives import collectives, mesh_axes, totals
-from vllm2_jax.sharding.costs import valid_pairs, work
+from vllm2_jax.sharding.costs import part_of_files, valid_pairs, work
 from vllm2_jax.sharding.mesh import find_devices
 from vllm2_jax.sharding.program import Instruction, parse
 from vllm2_jax.train.flops import count_flops
@@ -84,6 +84,139 @@ def test_convolutions_leave_out_the_border(stride, pad):
     seen = sum(0 <= o * stride + c - pad < 9 for o in range(out) for c in range(3))
     assert valid_pairs(9, 3, out, stride=stride, pad=pad) == seen
     assert flops == 2 * 2 * seen**2 * 3 * 5
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((3, 2, 2, 9), {"feature_group_count": 3}),
+        ((3, 2, 1, 6), {"feature_group_count": 6}),
+        ((3, 2, 6, 8), {"batch_group_count": 2}),
+        ((3, 2, 6, 5), {"padding": [(2, 0), (0, 1)]}),
+        ((3, 2, 6, 5), {"window_strides": (1, 2)}),
+        ((3, 2, 6, 5), {"lhs_dilation": (1, 3)}),
+        ((3, 2, 6, 5), {"rhs_dilation": (2, 1)}),
+    ],
+    ids=str,
+)
+def test_a_convolution_of_ones_adds_up_its_products(kernel, options):
+    options = {"window_strides": (1, 1), "padding": [(1, 1), (0, 0)]} | options
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
+    )
+    x, k = jnp.ones((4, 9, 7, 6)), jnp.ones(kernel)
+    program = jax.jit(convolve).lower(x, k).compile()
+    assert summed(program, "flops") == count_flops(convolve, x, k) == 2 * program(x, k).sum()
+
+
+BATCH_GROUPS = """HloModule m
+
+ENTRY %main (x: f32[4,9,7,6], k: f32[3,2,6,8]) -> f32[6,8,9,2] {
+  %x = f32[4,9,7,6]{3,2,1,0} parameter(0)
+  %k = f32[3,2,6,8]{3,2,1,0} parameter(1)
+  ROOT %c = f32[6,8,9,2]{3,2,1,0} convolution(%x, %k), window={size=3x2 pad=1_1x0_0}, dim_labels=LABELS
+}
+"""
+
+
+def test_groups_of_a_batch_in_a_result_of_another_order():
+    text = BATCH_GROUPS.replace("LABELS", "b01f_01io->1f0b, batch_group_count=2")
+    (one,), _ = work(parse(text))
+    # Of 9 rows under 3 cells two lie in the border; 6 columns see 2 cells each.
+    assert one.flops == 2 * 2 * (9 * 3 - 2) * (6 * 2) * 6 * 8
+
+
+def test_products_over_two_axes():
+    x, y = jnp.ones((3, 4, 5)), jnp.ones((4, 5, 7))
+    assert count_flops(functools.partial(jnp.einsum, "aij,ijb->ab"), x, y) == 2 * 3 * 4 * 5 * 7
+
+
+def test_of_branches_the_dearest_counts_but_of_platforms_the_cheapest():
+    def many(x):
+        return x @ x @ x
+
+    def few(x):
+        return x @ x
+
+    x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    dearest = count_flops(lambda x: jax.lax.cond(x[0, 0] > 0, few, many, x), x)
+    cheapest = count_flops(lambda x: jax.lax.platform_dependent(x, cpu=few, tpu=many), x)
+    assert (dearest, cheapest) == (2 * 2 * 8**3, 2 * 8**3)
+
+
+def test_what_every_device_does_counts_for_all_of_them():
+    mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    for manual in ({"fsdp"}, {"fsdp", "tensor"}):
+        specs = (P(tuple(sorted(manual))), P())
+        run = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=specs, out_specs=specs[0], axis_names=manual)
+        with jax.set_mesh(mesh):
+            assert count_flops(run, jnp.ones((16, 5)), jnp.ones((5, 3))) == 2 * 16 * 5 * 3
+
+
+@pytest.mark.parametrize(
+    ("files", "part"),
+    [
+        (["/a/vllm2_jax/train/step.py", "/a/vllm2_jax/llm/llama.py", "/a/vllm2_jax/nn/mlp.py"], "llm"),
+        (["/a/vllm2_jax/model.py", "/a/vllm2_jax/links.py"], "links"),
+        (["/a/vllm2_jax/decoders/unipose/model.py", "/a/vllm2_jax/vision/swin.py"], "decoders/unipose"),
+        (["/a/vllm2_jax/train/step.py", "/b/optax/_src/base.py"], "train/optimizer"),
+        (["/a/vllm2_jax/train/optimizer.py"], "train/optimizer"),
+        (["/a/vllm2_jax/nn/mlp.py"], "other"),
+        ([], "other"),
+    ],
+)
+def test_the_outermost_file_of_a_part_decides(files, part):
+    assert part_of_files(files) == part
+
+
+MOVES = """HloModule m
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%fused (x: f32[64,8], u: f32[2,8], i: s32[2]) -> RESULT {
+  %x = f32[64,8]{1,0} parameter(0)
+  %u = f32[2,8]{1,0} parameter(1)
+  %i = s32[2]{0} parameter(2)
+  ROOT %moved = RESULT OPCODE
+}
+
+ENTRY %main (x: f32[64,8], u: f32[2,8], i: s32[2]) -> RESULT {
+  %x = f32[64,8]{1,0} parameter(0)
+  %u = f32[2,8]{1,0} parameter(1)
+  %i = s32[2]{0} parameter(2)
+  ROOT %r = RESULT ENTERED
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("result", "opcode", "alone", "fused"),
+    [  # in rows of 32 bytes; a fusion also reads the 8 bytes of places
+        ("f32[64,8]{1,0}", "negate(%x)", 64 + 64, (64 + 64) * 32),
+        ("f32[2,8]{1,0}", "dynamic-slice(%x, %i), dynamic_slice_sizes={2,8}", 2 + 2, (2 + 2) * 32 + 8),
+        ("f32[2,8]{1,0}", "gather(%x, %i), slice_sizes={1,8}", 2 + 2, (2 + 2) * 32 + 8),
+        ("f32[64,8]{1,0}", "dynamic-update-slice(%x, %u, %i)", 2 + 2, (2 + 2) * 32 + 8),
+        # Adds to what was there: it reads the updates and those rows of the table, and writes them.
+        ("f32[64,8]{1,0}", "scatter(%x, %i, %u), to_apply=%add", 2 + 2, (2 + 2 + 2) * 32 + 8),
+    ],
+)
+def test_a_move_touches_what_it_moves(result, opcode, alone, fused):
+    text = MOVES.replace("RESULT", result).replace("OPCODE", opcode)
+    (one,), _ = work(parse(text.replace("ENTERED", opcode)))
+    assert one.bytes == alone * 32
+    (one,), _ = work(parse(text.replace("ENTERED", "fusion(%x, %u, %i), kind=kLoop, calls=%fused")))
+    assert one.bytes == fused
+
+
+def test_collectives_are_no_traffic_with_the_memory():
+    reduced = "all-reduce(%x), replica_groups={}, to_apply=%add"
+    text = MOVES.replace("RESULT", "f32[64,8]{1,0}").replace("ENTERED", reduced)
+    assert work(parse(text.replace("OPCODE", "negate(%x)")))[0] == []
+    assert work(parse(PREFETCH.replace("slice(%x), slice={[2:4], [0:128]}", "all-gather(%x)")))[0] == []
 
 
 PREFETCH = """HloModule m

@@ -45,7 +45,7 @@ def _equation(equation: JaxprEqn) -> float:
         return min(counts) if params.get("branches_platforms") else max(counts)
     times = params["length"] if name == "scan" else 1
     if name == "shard_map":
-        times = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return times * sum((_jaxpr(inner) for inner in _inner(params)), 0.0)
 
 
