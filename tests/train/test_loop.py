@@ -312,7 +312,9 @@ def test_arrays_that_were_cut_off_are_named(tmp_path):
     save_weights(tmp_path, make_small(vocab=8192))
     for file in (tmp_path / "0" / "state").glob("*/d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    wanted = r"0/state is damaged or incomplete: its array params/[a-z/]+ cannot be read \(.*\)\. Copy it again, "
+    wanted = (
+        r"0/state is damaged or incomplete: its array params/[a-z/]+ cannot be read \(.*\)\. Copy it again, "
+    )
     wanted += r"or delete .*/0 and make it anew: there is no earlier step"
     with pytest.raises(ValueError, match=wanted) as found:
         load_weights(tmp_path, make_small(vocab=8192))
