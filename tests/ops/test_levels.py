@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks, references and proposals of levels, cell by cell."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,6 +51,13 @@ def test_proposals():
         )
         assert np.isposinf(logits[row, :54][~inside]).all()
     np.testing.assert_allclose(logits[0, 54, 2:], np.log(0.1 / 0.9), rtol=1e-5)  # twice as large on level 1
+
+
+def test_boxes_of_every_level_are_twice_as_large():
+    logits, usable = jax.jit(levels.proposals)([jnp.ones((1, 1, 1), bool)] * 6)
+    sides = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
+    np.testing.assert_allclose(logits[0, :5, 2], np.log(sides / (1 - sides)), rtol=1e-4)
+    assert usable[0].tolist() == [True] * 5 + [False]  # 1.6
 
 
 def test_proposals_too_close_to_the_border_are_not_used():

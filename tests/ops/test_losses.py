@@ -24,6 +24,10 @@ def test_focal():
     right = np.where(HARD == 1, P, 1 - P)
     want = np.where(HARD == 1, 0.25, 0.75) * (1 - right) ** 2 * -np.log(right)
     np.testing.assert_allclose(sigmoid_focal(LOGITS, HARD), want, rtol=1e-4, atol=1e-6)
+    # Between 0 and 1 every factor is that of the target's mean.
+    half = jnp.full_like(HARD, 0.5)
+    want = 0.5 * 0.5**2 * -(np.log(P) + np.log(1 - P)) / 2
+    np.testing.assert_allclose(sigmoid_focal(LOGITS, half), want, rtol=1e-4, atol=1e-6)
 
 
 def test_dice_is_a_number_a_mask():
@@ -43,3 +47,7 @@ def test_large_logits_and_low_precision():
         assert value > 1e3
         assert np.isfinite(gradient).all()
         assert loss(LOGITS.astype(jnp.bfloat16), HARD).dtype == jnp.float32
+    everything = jnp.ones(SOFT.shape, bool)
+    low = LOGITS.astype(jnp.bfloat16)
+    for loss in (sigmoid_bce, sigmoid_focal, lambda x, y: dice(x, y, everything)):
+        np.testing.assert_array_equal(loss(low, SOFT), loss(low.astype(jnp.float32), SOFT))

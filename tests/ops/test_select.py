@@ -24,3 +24,13 @@ def test_equal_scores_and_classes_not_asked_for():
     np.testing.assert_array_equal(scores, [[0.5, 0.5, 0.0, 0.0]])
     np.testing.assert_array_equal(queries, [[0, 1, 0, 1]])
     np.testing.assert_array_equal(labels, [[0, 0, 1, 1]])
+
+
+def test_scores_have_all_digits_and_no_gradient():
+    logits = jnp.asarray([[[5.0, 5.03125], [5.0625, 4.9375]]], jnp.bfloat16)  # scores of 8 bits are all 0.992
+    scores, queries, labels = best_pairs(logits, 4)
+    np.testing.assert_allclose(
+        scores[0], 1 / (1 + np.exp(-np.array([5.0625, 5.03125, 5, 4.9375]))), rtol=1e-6
+    )
+    assert (queries.tolist(), labels.tolist()) == ([[1, 0, 0, 1]], [[0, 1, 0, 1]])
+    assert not jax.grad(lambda x: best_pairs(x, 4)[0].sum())(logits.astype(jnp.float32)).any()
