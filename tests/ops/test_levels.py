@@ -21,6 +21,9 @@ def test_shrinking_takes_every_nth_cell():
     mask = jnp.asarray(np.random.default_rng(0).random((2, 20, 28)) < 0.5)
     np.testing.assert_array_equal(levels.shrink(mask, (5, 7)), mask[:, ::4, ::4])
     np.testing.assert_array_equal(levels.shrink(mask, (3, 28)), mask[:, [0, 6, 13]])
+    # In float32 11 * (26 / 22) is less than 13.
+    wide = jnp.arange(26)[None, None] == 12
+    assert levels.shrink(wide, (1, 22))[0, 0].tolist() == [cell == 11 for cell in range(22)]
 
 
 def test_references_reach_the_same_place_on_every_level():
