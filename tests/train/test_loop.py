@@ -184,6 +184,15 @@ def test_nothing_to_resume_is_named(tmp_path):
     assert not (tmp_path / "empty").exists()
 
 
+def test_a_workdir_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=r"cannot write .*file.* \(.*\): give another with --workdir"):
+            run(folder, 8)
+    with pytest.raises(ValueError, match="the workdir is empty"):
+        run("", 8)
+
+
 def test_stops_after_steps_that_are_not_finite(tmp_path):
     with pytest.raises(NotFiniteError, match=r"step 4: not finite for 4 steps in a row: .*box/l2"):
         run(tmp_path, 8, data=batches(bad=True), bad_steps=4, save_every=4)  # found before it is saved
@@ -222,12 +231,14 @@ def test_groups_that_do_not_split_are_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def short(whole, tmp_path_factory):
-    """Five steps from the weights of another run: its folder, the states after each of them, when a hook was
-    due, its data."""
+    """Five steps from the weights of another run: its folder, the states after each of them and where they
+    lay, when a hook was due, its data."""
     workdir, states, due, data = tmp_path_factory.mktemp("short"), [], [], batches()
+    shardings = []
 
     def keep(state):
         states.append(jax.device_get(state))
+        shardings.append(jax.tree.map(lambda leaf: leaf.sharding, state))
         return {}
 
     def hook(state):
@@ -237,13 +248,23 @@ def short(whole, tmp_path_factory):
         return {"eval/one": 1.0}
 
     settings = {"weights": str(whole[0]), "wait": True, "log_every": 3, "save_every": 1, "keep": 2}
-    run(workdir, 5, data=data, hooks=[(1, keep), (2, hook)], **settings)
-    return workdir, states, due, data
+    run(workdir, 5, data=data, hooks=[(1, keep), (2, hook)], strategy="zero1", **settings)
+    return workdir, states, due, data, shardings
 
 
 def test_hooks_run_when_due_and_at_the_end(short):
     assert short[2] == [2, 4, 5]
     assert [line["step"] for line in metrics.read(short[0]) if "eval/one" in line] == [2, 4, 5]
+
+
+def test_a_step_leaves_everything_where_it_was(short):
+    """Splitting the moments alone, where the compiler would leave the parameters split as well."""
+    for state in short[4]:
+        assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(state.params))
+        moments = [
+            sharding for sharding in jax.tree.leaves(state.opt_state) if not sharding.is_fully_replicated
+        ]
+        assert len(moments) == 2 * 5  # of two kernels, a bias, a scale and the boxes' kernel
 
 
 def test_a_run_from_weights_takes_nothing_else(whole, short):
