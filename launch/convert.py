@@ -19,9 +19,9 @@ from tqdm import tqdm
 from launch import exits
 from launch.logs import hush_orbax
 from launch.released import run_config
-from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.train.exporting import Export, write_official
-from vllm2_jax.train.released import open_released, reopen, without_adapters
+from vllm2_jax.train.paths import in_bucket, place
+from vllm2_jax.train.released import NAMES, open_released, reopen, without_adapters
 from vllm2_jax.train.streaming import write_orbax
 
 _FROM = flags.DEFINE_string("from", None, "Folder to read; that of a run may be gs://...", required=True)
@@ -33,18 +33,55 @@ _EXPORT = flags.DEFINE_bool("export", False, "From our folder, or the workdir of
 _LIKE = flags.DEFINE_string("like", None, "Exporting a run: the converted folder it began with.")
 
 
+def check_flags(source: str, target: str, like: str | None, *, export: bool) -> None:
+    """Raises ValueError that names the flag whose folder is of another kind than is wanted."""
+    if not source or not target:
+        raise ValueError("give the folder to read as --from=FOLDER, the one to write as --to=FOLDER")
+    if in_bucket(target):
+        raise ValueError(f"--to={target} is in a bucket: give a folder on this machine")
+    if place(target).exists():
+        raise ValueError(f"--to={target} exists; give another folder or remove it")
+    if like and not export:
+        raise ValueError("--like is for an export: add --export, or leave --like out")
+    for flag, folder in (("--from", source), ("--like", like)):
+        if folder and not in_bucket(folder) and not place(folder).is_dir():
+            raise ValueError(f"{flag}={folder}: there is no such folder")
+    run = in_bucket(source) or (place(source) / "checkpoints").is_dir()
+    if not export:
+        if run:
+            raise ValueError(
+                f"--from={source} is a run, a conversion reads the released checkpoint from a folder on this "
+                "machine; to write a run in official names, add --export --like=CONVERTED"
+            )
+        if (place(source) / NAMES).exists():
+            raise ValueError(f"--from={source} is converted already; to write official names, add --export")
+        return
+    if run and not like:
+        raise ValueError(
+            f"--from={source} is a run: give the converted folder it began with as --like=FOLDER"
+        )
+    flag, folder = ("--like", like) if like else ("--from", source)
+    if not in_bucket(folder) and not (place(folder) / NAMES).exists():
+        official = (place(folder) / "config.json").exists()
+        raise ValueError(
+            f"{flag}={folder} has no {NAMES}: give a folder that launch.convert wrote"
+            + ("; this one has official names, and is converted without --export" if official else "")
+        )
+
+
 def main(argv: list[str]) -> None:
     """Reads the flags and converts."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     hush_orbax()
-    if _LIKE.value and not _EXPORT.value:
-        raise app.UsageError("--like belongs to --export")
-    if _EXPORT.value and (_DTYPE.value or _COMPONENTS.value):
-        raise app.UsageError("--dtype and --components belong to conversion; an export writes what is there")
     source, target = _FROM.value, _TO.value
     with tqdm(unit=" parameters", unit_scale=True) as bar:
         try:
+            check_flags(source, target, _LIKE.value, export=_EXPORT.value)
+            if _EXPORT.value and (_DTYPE.value or _COMPONENTS.value):
+                raise ValueError(
+                    "--dtype and --components are for conversion; an export writes what is there"
+                )
             if _EXPORT.value:
                 released = reopen(_LIKE.value or source)
                 export = Export.plan(source, released, merge_lora=_MERGE.value)
@@ -63,7 +100,7 @@ def main(argv: list[str]) -> None:
                     report=bar.update,
                     run_config=json.loads(config.to_json_best_effort()),
                 )
-        except (ConversionError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError) as error:
             bar.close()
             print(f"launch.convert: {error}", file=sys.stderr)
             sys.exit(2)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of docs/weights.md, from a released folder to an answer and a drawn detection, as written."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launch.convert import check_flags
 from tests import fake_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -28,6 +30,45 @@ def test_assembly_asks_for_its_config(tmp_path):
     command = [sys.executable, "-m", "launch.assemble", f"--to={tmp_path / 'start'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "--config must have a value" in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder of each kind, as far as its kind can be seen from outside."""
+    root = tmp_path_factory.mktemp("folders")
+    for folder in ("run/checkpoints", "converted", "released"):
+        (root / folder).mkdir(parents=True)
+    (root / "converted" / "official_names.json").touch()
+    (root / "released" / "config.json").touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("source", "like", "export", "message"),
+    [
+        ("released", None, False, None),
+        ("converted", None, True, None),
+        ("run", "converted", True, None),
+        ("gone", None, False, "--from=.*gone: there is no such folder"),
+        ("run", "gone", True, "--like=.*gone: there is no such folder"),
+        ("run", None, False, "--from=.*run is a run, .* add --export --like=CONVERTED"),
+        ("converted", None, False, "--from=.* is converted already; .* add --export"),
+        ("run", None, True, "--from=.*run is a run: give the converted folder it began with as --like"),
+        ("released", None, True, "--from=.*released has no official_names.json: .* without --export"),
+        ("run", "released", True, "--like=.*released has no official_names.json: .* launch.convert wrote"),
+        ("run", "converted", False, "--like is for an export: add --export"),
+    ],
+)
+def test_folders_of_another_kind_are_named_with_the_flag_to_give(folders, source, like, export, message):
+    flags = str(folders / source), str(folders / "new"), like and str(folders / like)
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        check_flags(*flags, export=export)
+
+
+def test_a_target_that_is_there_is_named_first(folders):
+    for target, message in (("run", "--to=.*run exists"), ("", "--to=FOLDER")):
+        with pytest.raises(ValueError, match=message):
+            check_flags("gone", target and str(folders / target), None, export=False)
 
 
 @pytest.mark.slow

@@ -109,7 +109,10 @@ class Export:
         ]
         if wrong:
             lines = "\n  ".join(wrong)
-            raise ConversionError(f"{folder} does not hold the weights of {released.folder}:\n  {lines}")
+            raise ConversionError(
+                f"{folder} does not hold the weights of {released.folder}; a run goes with the converted folder "
+                f"it began with:\n  {lines}"
+            )
         if merge_lora:
             return cls(source, without_adapters(released), released.config.llm.lora)
         return cls(source, released)

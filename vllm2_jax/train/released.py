@@ -140,6 +140,8 @@ def reopen(folder: str | pathlib.Path) -> Released:
         stored = {name: tuple(shape) for name, shape in json.loads((folder / NAMES).read_text()).items()}
     except OSError as error:
         raise ConversionError(f"{error}; give a folder that launch.convert wrote") from None
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConversionError(f"{folder / NAMES} is damaged ({error}); convert again") from error
     names = lora.plain_names({name: name for name in stored})
     shapes = {key: stored[name] for key, name in names.items()}
     config = model_config(read_config(folder), shapes)

@@ -131,13 +131,16 @@ def complete_or_nothing(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to write into that becomes `target` when the block ends without an error.
 
     Raises:
-      ConversionError: `target` exists, or the disk is full.
+      ConversionError: `target` exists or cannot be made, or the disk is full.
     """
     if target.exists():
         raise ConversionError(f"{target} exists; give another folder or remove it")
     part = target.with_name(target.name + ".partial")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except (NotADirectoryError, FileExistsError, FileNotFoundError, PermissionError) as error:
+        raise ConversionError(f"{target} cannot be made ({error.strerror}); give another folder") from error
     try:
         yield part
         os.replace(part, target)
