@@ -100,6 +100,11 @@ class TaskShape:
                 f"the decoder {self.decoder!r} has no function in data_pipelines.collate.DECODER_COLLATE "
                 f"that pads its targets; there are {', '.join(DECODER_COLLATE) or 'none yet'}"
             )
+        if self.rows < 1:
+            raise ValueError(f"rows={self.rows}: give at least 1, or leave the task out")
+        for name, count in {"tiles": self.tiles, "regions": self.regions, **self.links}.items():
+            if count < 0:
+                raise ValueError(f"{name}={count}: give a number that is at least 0")
         if self.length < 0:
             raise ValueError(f"length={self.length}: give the columns of a row, or 0 for config.data.length")
         if self.pack and (self.tiles or self.regions or self.decoder):

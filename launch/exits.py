@@ -8,6 +8,7 @@ from collections.abc import Callable
 from absl import app, flags
 
 from data_pipelines.errors import DataError, StalledError
+from launch.values import check_values
 from vllm2_jax.train.checkpoint import SaveError
 from vllm2_jax.train.fate import PeerError
 from vllm2_jax.train.monitor import NotFiniteError
@@ -35,11 +36,14 @@ def run(main: Callable[[list[str]], None]) -> None:
             rest = flags.FLAGS(argv)
             if "config" in flags.FLAGS and (config := flags.FLAGS["config"].value) is not None:
                 config.keys()  # of a file that could not be loaded, any question says why
+                check_values(config)
             return rest
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
             said: object = error
             while isinstance(said, KeyError | AttributeError) and said.args:
                 said = said.args[0]  # their own texts are quoted, once for each layer
+            if str(said).isidentifier():
+                said = f"the config has no key {said!r}; configs/base.py has all keys"
             print(f"launch.{pathlib.Path(argv[0]).stem}: {said}", file=sys.stderr)
             sys.exit(2)
 

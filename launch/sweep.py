@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import ml_collections
 
 from launch.compile_report import Report
+from launch.values import check_values
 from vllm2_jax.sharding.report import readable
 
 Found = Report | str  # a report, or why there is none
@@ -39,6 +40,7 @@ def sweep(
         try:
             for key, value in combination:
                 set_key(one, key, value)
+            check_values(one)
             found.append((name, compiled(one)))
         except ValueError as error:
             found.append((name, str(error)))

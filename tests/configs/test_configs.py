@@ -20,9 +20,10 @@ from data_pipelines import DATASETS
 from data_pipelines.mixture import task_shapes
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.train_tokenizer import TINY_TOKENIZER
-from launch import build, heldout
+from launch import build, heldout, values
 from launch.assemble import open_parts
 from launch.sights import task_shape
+from launch.values import check_values
 from vllm2_jax.convert.rules import ConversionError
 from vllm2_jax.evals import EVALS
 from vllm2_jax.train.optimizer import multipliers
@@ -105,11 +106,44 @@ def test_misspelt_keys_are_named():
     assert "configs/nope.py" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_impossible_values_are_named_with_their_keys():
+    config = base.get_config()
+    check_values(config)
+    config.dtype, config.remat.llm, config.seed = "flaot32", "ful", -1
+    config.optimizer.muon, config.init.fresh, config.optimizer.peak = "(kernel", "[a", float("nan")
+    config.optimizer.groups = (("^(llm", 1.0), ("^vision", -1.0), ("^queries", None), (".*",))
+    with pytest.raises(ValueError) as found:
+        check_values(config)
+    wanted = (
+        "config.dtype is 'flaot32'; choose one of float32, bfloat16",
+        "config.remat.llm is 'ful'; choose one of none, full",
+        "config.optimizer.peak is nan; it has to be at least 0",
+        "config.seed is -1; it has to be from 0 to",
+        "config.optimizer.muon is no regular expression (missing ), unterminated subpattern at position 0)",
+        "config.init.fresh is no regular expression (unterminated character set",
+        "config.optimizer.groups[0] is no regular expression (missing )",
+        "config.optimizer.groups[1] is ('^vision', -1.0); give (regex, multiplier",
+        "config.optimizer.groups[3] is ('.*',); give (regex, multiplier",
+    )
+    for line, text in zip(str(found.value).splitlines(), wanted, strict=True):
+        assert line.startswith(text)
+
+
+def test_all_keys_that_are_checked_are_there():
+    """Those that are not are passed over: a config that lies beside old weights may lack new ones."""
+    config = base.get_config()
+    for key in (*values.CHOICES, *values.PATTERNS, *(key for keys, *_ in values.NUMBERS for key in keys)):
+        value = config
+        for name in key.split("."):
+            value = value[name]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_config_file_opens_with_its_command(name):
     module = importlib.import_module(f"configs.{name}")
     assert f"--config configs/{name}.py" in module.__doc__ or f"make {name}" in module.__doc__
     config = module.get_config()
+    check_values(config)
     assert config.is_locked
     assert flat(config) == flat(base.get_config())
 

@@ -21,6 +21,8 @@ Groups = Sequence[tuple[str, float | None]]
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
+SCHEDULES = ("cosine", "linear", "constant")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -109,10 +111,13 @@ def make_schedule(config: OptimizerConfig) -> Schedule:
         "linear": optax.linear_schedule(config.peak, 0.0, rest),
         "constant": optax.constant_schedule(config.peak),
     }
-    if config.schedule not in after:
-        raise ValueError(f"unknown schedule {config.schedule!r}; choose one of {', '.join(after)}")
+    if config.schedule not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule is {config.schedule!r}; choose one of {', '.join(SCHEDULES)}")
     if warmup >= config.steps and config.schedule != "constant":
-        raise ValueError(f"{warmup} warm-up steps leave none of the {config.steps} steps to decay in")
+        raise ValueError(
+            f"{warmup} warm-up steps leave none of the {config.steps} steps to decay in: raise config.steps, "
+            "or set config.optimizer.warmup_steps"
+        )
     ramp = optax.linear_schedule(0.0, config.peak, warmup) if warmup else after[config.schedule]
     return optax.join_schedules([ramp, after[config.schedule]], [warmup])
 

@@ -54,7 +54,7 @@ def make_train_step(
       loss or the gradient is not finite the update is left out: only `step` moves on.
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        raise ValueError(f"step.schedule is {schedule!r}; choose one of {', '.join(SCHEDULES)}")
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
