@@ -153,7 +153,8 @@ class Checkpoints:
             other data, or damaged.
         """
         step = self._step(step)
-        check_shapes(self._saved(step), _flat(abstract), f"{self.directory}/{step}")
+        advice = "take another workdir, or give it as config.init.weights to start from its parameters alone"
+        check_shapes(self._saved(step), _flat(abstract), f"{self.directory}/{step}", advice)
         data.set_state(self._position(step))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         with readable(self.directory / str(step) / "state"):
@@ -163,7 +164,7 @@ class Checkpoints:
         step = self.latest() if step is None else step
         if step is None or step not in self._manager.all_steps():
             raise FileNotFoundError(
-                f"no complete checkpoint {'' if step is None else step} in {self.directory}, "
+                f"no complete checkpoint{'' if step is None else f' {step}'} in {self.directory}, "
                 f"which has the steps {list(self._manager.all_steps()) or 'none'}; "
                 "give the workdir of a run, the folder with `checkpoints` in it"
             )
@@ -236,8 +237,14 @@ def _remedy(item: epath.Path) -> str:
     )
 
 
-def check_shapes(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
-    """Raises ValueError that lists every path that only one side has, or that differs in shape."""
+def check_shapes(saved: dict[str, Any], wanted: dict[str, Any], where: str, advice: str) -> None:
+    """Raises ValueError that lists every path that only one side has, or that differs in shape.
+
+    Args:
+      saved, wanted: leaf by path.
+      where: the checkpoint.
+      advice: what to do besides taking the config of the checkpoint.
+    """
     lines = [
         f"  {path}: saved {_shape(saved.get(path))}, wanted {_shape(wanted.get(path))}"
         for path in sorted(saved.keys() | wanted.keys())
@@ -248,8 +255,7 @@ def check_shapes(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> N
             f"the checkpoint {where} does not fit this run in {len(lines)} leaves:\n"
             + "\n".join(lines)
             + "\n"
-            "Train with the config it was written with (the item `config` in its folder), take another "
-            "workdir, or give it as config.init.weights to start a new run from its parameters alone."
+            f"Use the config it was written with (the item `config` in its folder), or {advice}."
         )
 
 
@@ -287,7 +293,9 @@ def load_weights(
     take = {
         path: leaf for path, leaf in wanted.items() if path in home or not (fresh and re.search(fresh, path))
     }
-    check_shapes({path: found[part][path] for path, part in home.items() if path in take}, take, str(folder))
+    saved = {path: found[part][path] for path, part in home.items() if path in take}
+    advice = "name what shall begin random with config.init.fresh=REGEX"
+    check_shapes(saved, take, str(folder), advice)
     values: dict[str, Any] = {}
     with ocp.PyTreeCheckpointer() as reader:
         for group in _groups(take):
@@ -342,9 +350,11 @@ def state_folder(directory: PathLike) -> epath.Path:
     steps = whole_steps(root) or steps_in(root)
     steps = [step for step in steps if (root / str(step) / "state").is_dir()]
     if not steps:
+        released = f", or convert it with `python -m launch.convert --from {root} --to FOLDER`"
         raise FileNotFoundError(
             f"no weights in {root}: it has no numbered folder with an item `state`; give the workdir of a "
             "run or a folder of converted weights"
+            f"{released if (root / 'config.json').exists() else ''}"
         )
     return root / str(steps[-1]) / "state"
 

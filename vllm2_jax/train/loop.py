@@ -28,7 +28,7 @@ from vllm2_jax.train.checkpoint import Checkpoints, is_finished, load_weights, w
 from vllm2_jax.train.goodput import Clock
 from vllm2_jax.train.metrics import Writer
 from vllm2_jax.train.monitor import Monitor
-from vllm2_jax.train.paths import place
+from vllm2_jax.train.paths import make_folder, place
 from vllm2_jax.train.state import Plan, TrainState, create
 from vllm2_jax.train.stop import stop_requests
 
@@ -68,6 +68,8 @@ class LoopConfig:
     profile_steps: int = 0
 
     def __post_init__(self):
+        if not self.workdir:
+            raise ValueError("the workdir is empty; give the folder of the run as --workdir=FOLDER")
         for name in ("steps", "log_every", "save_every", "keep", "bad_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"config.{name} is {getattr(self, name)}; it has to be at least 1")
@@ -152,6 +154,7 @@ def train(
                 logging.info("asked to stop before the first step: there is nothing to save")
                 return None
 
+        make_folder(workdir, "--workdir")
         writer = stack.enter_context(contextlib.closing(Writer(workdir, enabled=main)))
         trace = profile.TraceWindow(workdir, config.profile_first, config.profile_steps)
         stack.callback(trace.close)

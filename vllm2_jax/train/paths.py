@@ -18,6 +18,28 @@ def in_bucket(path: PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def make_folder(path: PathLike, flag: str) -> epath.Path:
+    """The folder to write into, which is made if it is not there.
+
+    Args:
+      path: of the folder.
+      flag: by which it was given.
+
+    Raises:
+      ValueError: it cannot be made or written.
+    """
+    folder, wrong = place(path), ""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not in_bucket(folder) and not os.access(folder, os.W_OK):
+            wrong = "no permission"
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        wrong = error.strerror
+    if wrong:
+        raise ValueError(f"cannot write into the folder {folder} ({wrong}): give another with {flag}")
+    return folder
+
+
 def place(path: PathLike) -> epath.Path:
     """The path, absolute: Orbax wants that, and `epath` alone would put the current folder before gs://."""
     made = epath.Path(path)
