@@ -228,6 +228,14 @@ def _read_reasonseg(folder: pathlib.Path) -> list[Reference]:
         target: list[list] = []
         ignored: list[list] = []
         for shape in need(record, "shapes", list, **place):
+            if not isinstance(shape, dict):
+                raise DataError(
+                    f"{shape!r:.60} is no shape",
+                    file=file,
+                    record=file.stem,
+                    field="shapes",
+                    remedy="give objects with `label` and `points`, or drop it",
+                )
             # LISA's files mark what cannot be decided "ignore", and whole pictures without a target "flag".
             label = need(shape, "label", str, **place).lower()
             points = need(shape, "points", list, **place)

@@ -7,7 +7,7 @@ up, and sizes that have to agree by the modules that need them.
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import ml_collections
@@ -19,7 +19,7 @@ from vllm2_jax.train.optimizer import SCHEDULES as RATES
 from vllm2_jax.train.step import SCHEDULES
 
 DTYPES = ("float32", "bfloat16", "float16")
-CHOICES = {
+CHOICES: dict[str, Collection[str]] = {
     "dtype": DTYPES,
     "frozen_dtype": DTYPES,
     "attention": IMPLEMENTATIONS,
@@ -30,21 +30,18 @@ CHOICES = {
     "step.schedule": SCHEDULES,
 }
 PATTERNS = ("optimizer.no_decay", "optimizer.muon", "init.fresh")
-_ONE = ("steps", "log_every", "save_every", "keep", "bad_steps", "unroll", "data.groups", "data.length")
-_ONE += ("step.accumulate", "eval.quick", "eval.rows", "eval.pictures", "eval.max_new")
-_ONE += tuple(f"model.llm.{name}" for name in ("width", "depth", "heads", "kv_heads", "mlp"))
-_ONE += tuple(f"model.vision.{name}" for name in ("width", "depth", "heads", "mlp", "image_size", "patch"))
-_ONE += ("model.regions.hidden", "model.queries.perception", "model.queries.generation")
-_ZERO = ("loss_chunk", "query_std", "profile_first", "profile_steps", "data.workers", "data.threads")
-_ZERO += (
-    "model.llm.vocab",
-    "model.llm.lora.rank",
-    "data.prefetch",
-    "data.timeout",
-    "eval.examples",
-    "eval.every",
+_LLM = tuple(f"model.llm.{name}" for name in ("width", "depth", "heads", "kv_heads", "mlp"))
+_VISION = tuple(f"model.vision.{name}" for name in ("width", "depth", "heads", "mlp", "image_size", "patch"))
+_ONE = (
+    *("steps", "log_every", "save_every", "keep", "bad_steps", "unroll", "data.groups", "data.length"),
+    *("step.accumulate", "eval.quick", "eval.rows", "eval.pictures", "eval.max_new"),
+    *("model.regions.hidden", "model.queries.perception", "model.queries.generation", *_LLM, *_VISION),
 )
-_ZERO += ("optimizer.peak", "optimizer.weight_decay", "optimizer.clip_norm")
+_ZERO = (
+    *("model.llm.vocab", "model.llm.lora.rank", "query_std", "loss_chunk", "profile_first", "profile_steps"),
+    *("data.workers", "data.threads", "data.prefetch", "data.timeout", "eval.examples", "eval.every"),
+    *("optimizer.peak", "optimizer.weight_decay", "optimizer.clip_norm"),
+)
 NUMBERS: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (_ONE, "at least 1", lambda x: x >= 1),
     (_ZERO, "at least 0", lambda x: x >= 0),

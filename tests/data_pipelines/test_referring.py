@@ -230,6 +230,11 @@ def test_bad_outlines(folder, segmentation, message):
     [
         ({"shapes": []}, "record scene, field 'shapes': no shape with the label 'target'"),
         ({"is_sentence": "no"}, "record scene, field 'is_sentence': 'no' is a str"),
+        ({"shapes": [[1, 2]]}, r"scene.json, record scene, field 'shapes': \[1, 2\] is no shape"),
+        (
+            {"shapes": [{"label": "target", "points": [1, 2, 3]}]},
+            r"scene.json, record scene, field 'points': \[1, 2, 3\] is not a list of points",
+        ),
         (
             {"shapes": [{"label": "target", "points": [[1, 2], [3, 4], [5]]}]},
             "scene.json, record scene, field 'points': .* is not a list of points",

@@ -31,8 +31,10 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 _POLL = 0.02  # seconds between two looks at a save in progress
 # How TensorStore's errors begin that say nothing about the files.
-_PASSING = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED")
-_PASSING += ("UNAUTHENTICATED", "UNAVAILABLE")
+_PASSING = (
+    *("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"),
+    *("UNAUTHENTICATED", "UNAVAILABLE"),
+)
 
 
 class SaveError(RuntimeError):

@@ -110,8 +110,8 @@ class Export:
         if wrong:
             lines = "\n  ".join(wrong)
             raise ConversionError(
-                f"{folder} does not hold the weights of {released.folder}; a run goes with the converted folder "
-                f"it began with:\n  {lines}"
+                f"{folder} does not hold the weights of {released.folder}; a run goes with the converted "
+                f"folder it began with:\n  {lines}"
             )
         if merge_lora:
             return cls(source, without_adapters(released), released.config.llm.lora)

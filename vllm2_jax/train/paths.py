@@ -34,7 +34,7 @@ def make_folder(path: PathLike, flag: str) -> epath.Path:
         if not in_bucket(folder) and not os.access(folder, os.W_OK):
             wrong = "no permission"
     except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        wrong = error.strerror
+        wrong = str(error.strerror)
     if wrong:
         raise ValueError(f"cannot write into the folder {folder} ({wrong}): give another with {flag}")
     return folder
