@@ -5,11 +5,13 @@ import dataclasses
 import json
 import pathlib
 import pickle
+import re
 import sys
 import types
 import zipfile
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -30,8 +32,10 @@ from vllm2_jax.convert import (
     swin,
     unipose,
 )
+from vllm2_jax.convert.homes import grow, open_home
 from vllm2_jax.convert.rules import ConversionError, Plan
 from vllm2_jax.decoders.diffusion.stable_diffusion import StableDiffusion
+from vllm2_jax.llm.lora import LoRAConfig
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.nn.paths import flatten_paths
 from vllm2_jax.nn.rngs import Rngs
@@ -167,6 +171,62 @@ def test_choices_that_shapes_do_not_tell(tmp_path):
     write(tmp_path / "clip", official(clip.table(config.vision), leaves), other)
     with pytest.raises(ConversionError, match="heads is 8 there, 4 here"):
         assemble(config, {"vision": "clip:clip"}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs", "line"),
+    [
+        ("clip", {"num_attention_heads": 8}, "heads is 8 there, 4 here"),
+        ("clip", {"layer_norm_eps": 2e-5}, "eps is 2e-05 there, 1e-05 here"),
+        ("clip", {"image_size": 560}, "image_size is 560 there, 56 here"),
+        ("clip", {"qk_normalization": True}, "a InternViTConfig there, a CLIPConfig here"),
+        ("internvit", {"num_attention_heads": 4}, "heads is 4 there, 2 here"),
+        ("internvit", {"layer_norm_eps": 1e-3}, "eps is 0.001 there, 1e-06 here"),
+        ("llama", {"num_attention_heads": 8}, "heads is 8 there, 4 here"),
+        ("llama", {"num_key_value_heads": 1}, "kv_heads is 1 there, 2 here"),
+        ("llama", {"rms_norm_eps": 1e-3}, "rms_eps is 0.001 there, 1e-05 here"),
+        ("llama", {"rope_theta": 5e5}, "rope is RopeConfig(theta=500000.0"),
+        (
+            "internlm2",
+            {"bias": True},
+            "qkv_bias is True there, False here|out_bias is True there",
+        ),
+    ],
+)
+def test_choices_of_every_home(tmp_path, kind, theirs, line):
+    config, internvit = sizes(), InternViTConfig(width=16, depth=2, heads=2, mlp=32, image_size=56, patch=14)
+    llm = dataclasses.replace(config.llm, kv_heads=2)
+    ours = {"clip": config.vision, "internvit": internvit}.get(kind, llm)
+    if kind == "internvit":
+        own = clip_config(ours) | {"qk_normalization": True, "layer_norm_eps": ours.eps}
+    else:
+        rope = {"max_position_embeddings": llm.rope.max_positions, "rope_theta": llm.rope.theta}
+        own = clip_config(ours) if kind == "clip" else llm_json(ours) | rope
+    write(tmp_path / "same", {"x": np.zeros(1, np.float32)}, own)
+    assert open_home(kind, tmp_path / "same", ours).differing == ()
+    write(tmp_path / "other", {"x": np.zeros(1, np.float32)}, own | theirs)
+    differing = "|".join(open_home(kind, tmp_path / "other", ours).differing)
+    assert differing.startswith(line) and differing.count("|") == line.count("|")
+
+
+def test_adapters_are_new(tmp_path):
+    config = sizes().llm
+    write(tmp_path / "llama", {"x": np.zeros(1, np.float32)}, llm_json(config))
+    adapted = dataclasses.replace(config, lora=LoRAConfig(rank=2, alpha=4.0))
+    without, opened = (open_home("llama", tmp_path / "llama", ours) for ours in (config, adapted))
+    assert len(llama.table(adapted)) > len(opened.table) == len(without.table)
+    assert re.search(opened.new, "layers/attention/q/lora/a") and not re.search(opened.new, "layers/mlp/up")
+
+
+def test_rows_for_new_tokens():
+    old = np.concatenate([np.full((1000, 2), 1), np.full((1000, 2), 2)]).astype(ml_dtypes.bfloat16)
+    grown = grow(2003).forward(old)
+    assert grown.dtype == old.dtype and grown.shape == (2003, 2)
+    np.testing.assert_array_equal(grown[:2000], old)
+    np.testing.assert_array_equal(grown[2000:], 1.5)  # sums in bfloat16 would stop at 256
+    assert grow(2000).forward(old) is old and grow(7).forward(old) is old
+    with pytest.raises(ValueError, match="which rows were added is not known"):
+        grow(2003).inverse(grown)
 
 
 def test_internvit_of_another_picture_size(tmp_path):
