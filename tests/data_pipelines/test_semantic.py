@@ -161,6 +161,11 @@ def test_colours_change_and_stay_colours():
     found = [scene_views.distort(grey, np.random.default_rng(seed)) for seed in range(40)]
     levels = {int(view.mean()) for view in found}
     assert len(levels) > 15 and min(levels) < 100 and max(levels) > 160
+    steps = np.repeat(np.array([[108], [148]], np.uint8), 3, 1)[None]
+    views = [scene_views.distort(steps, np.random.default_rng(seed)).astype(int) for seed in range(100)]
+    contrasts = np.array([view[0, 1, 0] - view[0, 0, 0] for view in views])
+    assert 35 < (np.abs(contrasts - 40) > 1).sum() < 65  # half of the time, before or after the colours
+    assert 19 <= contrasts.min() < 25 and 55 < contrasts.max() <= 61
     red = np.zeros((8, 8, 3), np.uint8) + np.array([200, 20, 20], np.uint8)
     turned = [scene_views.distort(red, np.random.default_rng(seed)).mean((0, 1)) for seed in range(40)]
     assert any(x[1] > x[2] + 20 for x in turned) and any(x[2] > x[1] + 20 for x in turned)

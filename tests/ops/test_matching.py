@@ -96,6 +96,9 @@ def test_costs_are_those_of_the_formulas():
     gain = 0.25 * (1 - p) ** 2 * -np.log(p + 1e-8) - 0.75 * p**2 * -np.log(1 - p + 1e-8)
     want = np.stack([row[:, label] for row, label in zip(gain, labels, strict=True)])
     np.testing.assert_allclose(class_cost(jnp.asarray(logits), jnp.asarray(labels)), want, rtol=1e-4)
+    low = jnp.asarray(logits, jnp.bfloat16)  # is taken as it is, and counted in float32
+    exact = class_cost(low.astype(jnp.float32), jnp.asarray(labels))
+    np.testing.assert_array_equal(class_cost(low, jnp.asarray(labels)), exact)
     a, b = rng.random((2, 4, 4), np.float32), rng.random((2, 3, 4), np.float32)
     want = np.abs(a[:, :, None] - b[:, None]).sum(-1)
     np.testing.assert_allclose(l1_cost(jnp.asarray(a), jnp.asarray(b)), want, rtol=1e-6)
