@@ -34,7 +34,7 @@ from launch.saved import config_to_ask, saved_model
 from vllm2_jax.evals.exact_match import exact_match
 from vllm2_jax.train import fate, metrics
 from vllm2_jax.train.checkpoint import load_weights, state_folder
-from vllm2_jax.train.paths import place
+from vllm2_jax.train.paths import make_folder, place
 from vllm2_jax.train.state import random_model
 
 _LONGEST = 100  # tokens of an answer: what the official evaluation gives benchmarks with longer answers
@@ -72,7 +72,11 @@ def main(argv: list[str]) -> None:
             of_sets = [flag.name for flag in (_ROOT, _EXAMPLES, _PICTURES, _STRATEGY) if flag.present]
             if of_sets and not _SETS.value:
                 raise ValueError(f"--{of_sets[0]} is for --sets; set keys of --config, as --config.data.root")
+            if _SETS.value and not _ROOT.value:
+                raise ValueError("the files of --sets lie in one folder: give it as --root=FOLDER")
             workdir = place(_WORKDIR.value)
+            state_folder(workdir)  # a wrong folder is known before data is read, and is not made
+            make_folder(workdir, "--workdir")  # nor is an hour lost for what cannot be written
             if _SETS.value:
                 asked = published(_SETS.value), _ROOT.value, _EXAMPLES.value, _PICTURES.value
                 scores = evaluate_sets(workdir, *asked, strategy=_STRATEGY.value)
@@ -199,7 +203,6 @@ def run_evaluation(config: ml_collections.ConfigDict, workdir: epath.Path) -> di
     Raises:
       FileNotFoundError: there is no checkpoint, nor weights.
     """
-    state_folder(workdir)  # a wrong folder is known before data is read
     run = build_run(config)
     heldout = Heldout(config, run)
     results = heldout(load_weights(workdir, rebuild(run, run.plan.abstract)))

@@ -38,7 +38,7 @@ from launch.saved import saved_model, saved_run
 from vllm2_jax.decoders.diffusion import PAINTERS
 from vllm2_jax.decoders.diffusion.samplers import SAMPLERS
 from vllm2_jax.tokens import LINKS
-from vllm2_jax.train.paths import PathLike
+from vllm2_jax.train.paths import PathLike, make_folder
 
 # Options of the command line that are keywords of `answer`.
 _LAYOUT = ("max_tiles", "strategy", "dtype", "decoders", "measure", "out")
@@ -133,6 +133,8 @@ def answer(
         picture.
       FileNotFoundError: no checkpoint.
     """
+    if not all(question.strip() for question in questions):
+        raise ValueError("--question is empty: say what to answer")
     run = saved_run(workdir, strategy, decoders)
     size = run.model.vision.image_size
     tiling = Tiling("anyres", size, max_tiles)
@@ -166,7 +168,7 @@ def answer(
             (found,) = answerer(model, [example])
         print(found.text)
         for name, picture in brush(model, found, whole[-1] if whole else None):
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out, "--out")
             Image.fromarray(picture).save(out / f"{number + 1}_{name}.png")
             print(out / f"{number + 1}_{name}.png")
         note_links(found.links, run)

@@ -18,6 +18,7 @@ Only the decoder of the task is loaded.
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import sys
@@ -46,6 +47,7 @@ from vllm2_jax.decoders.diffusion.samplers import SAMPLERS
 from vllm2_jax.evals.coco import results
 from vllm2_jax.model import VisionLLMv2
 from vllm2_jax.tokens import LINKS, SPECIAL_TOKENS
+from vllm2_jax.train.paths import make_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,16 @@ TASKS: dict[str, Task] = {
     "grd": Task("grd", masks=True, best=True),
     "seg": Task("seg", maps=True),
     "pose": Task("det", decoder="unipose"),
+}
+
+
+# Options that only some tasks have.
+_TASKS_OF: dict[str, tuple[str, ...]] = {
+    "classes": tuple(TASKS),
+    "phrase": ("grd",),
+    "keypoints": ("pose",),
+    **dict.fromkeys(("prompt", "sampler", "steps", "guidance"), tuple(PAINTED)),
+    "image_guidance": ("edit",),
 }
 
 
@@ -134,6 +146,7 @@ def main() -> int:
     args = parser().parse_args()
     logging.set_verbosity(logging.WARNING)
     try:
+        check_options(args)
         lines = paint_to_file(args) if args.task in PAINTED else look_to_files(args)
     except (DataError, ValueError, FileNotFoundError) as error:
         print(f"launch.predict: {error}", file=sys.stderr)
@@ -141,6 +154,25 @@ def main() -> int:
     for line in lines:
         print(line)
     return 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises ValueError for an option that the task does not have, or a number that is impossible."""
+    for name, tasks in _TASKS_OF.items():
+        if getattr(args, name) not in (None, "", ()) and args.task not in tasks:
+            raise ValueError(
+                f"--{name} is for --task {' or '.join(tasks)}; leave it out of --task {args.task}"
+            )
+    if args.phrase and args.classes:
+        raise ValueError("--phrase and --classes: give one of them")
+    if not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold={args.threshold}: give a score from 0 to 1")
+    for name in ("guidance", "image_guidance"):
+        if not math.isfinite(getattr(args, name) or 0):
+            raise ValueError(f"--{name}={getattr(args, name)}: give a number")
+    for name in ("steps", "max_tiles"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name}={value}: give at least 1")
 
 
 def look_to_files(args: argparse.Namespace) -> Sequence[str]:
@@ -155,7 +187,6 @@ def look_to_files(args: argparse.Namespace) -> Sequence[str]:
     capacities, manner, run, model = open_run(args, decoder)
     with timed("compile and look", args.measure):
         seen, asked = predict(run, model, picture, asked, capacities, manner, generated=args.generate)
-    args.out.mkdir(parents=True, exist_ok=True)
     return write(args.out / args.image.stem, seen, picture, asked, args.threshold)
 
 
@@ -168,7 +199,6 @@ def paint_to_file(args: argparse.Namespace) -> Sequence[str]:
     options = {"seed": args.seed, "generated": args.generate}
     with timed("compile and paint", args.measure):
         picture = paint(run, model, wish, capacities, manner, sampling=sampling, **options)
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{'picture' if args.image is None else args.image.stem}_{args.task}.png"
     Image.fromarray(picture).save(path)
     return [f"wrote {path}"]
@@ -182,6 +212,7 @@ def open_run(args: argparse.Namespace, decoder: str) -> tuple[dict[str, Any], Ma
     if args.max_tiles is not None:
         manner = dataclasses.replace(manner, max_tiles=args.max_tiles)
     run = saved_run(args.workdir, args.strategy, [decoder])
+    make_folder(args.out, "--out")  # before the work whose result it gets
     with timed("load", args.measure):
         return capacities, manner, run, saved_model(args.workdir, run, args.dtype)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from data_pipelines import draw
 from data_pipelines.example import Example
 from launch.perceive import Seen
-from launch.predict import Asked, no_objects, write
+from launch.predict import Asked, main, no_objects, write
 from tests.evals.pictures import SIZE, fill
 from vllm2_jax.evals.objects import Detections, encode
 from vllm2_jax.evals.semantic import LabelMap
@@ -44,6 +44,25 @@ def test_only_what_is_above_the_threshold_is_written_and_drawn(tmp_path):
     assert (drawn[58, 30:50] == 128).all()
     lines, found, drawn = written(tmp_path, Asked("det", ("cat", "dog")), threshold=0.4)
     assert len(lines) - 1 == len(found["annotations"]) == 3 and tuple(drawn[58, 45]) == draw.colour_of(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--task det --classes a --phrase b", "--phrase is for --task grd; leave it out of --task det"),
+        ("--task det --classes a --prompt b", "--prompt is for --task gen or edit; leave it out"),
+        ("--task gen --prompt b --classes a", "--classes is for --task det or"),
+        ("--task grd --phrase b --classes a", "--phrase and --classes: give one of them"),
+        ("--task det --classes a --threshold 7", "--threshold=7.0: give a score from 0 to 1"),
+        ("--task det --classes a --max_tiles 0", "--max_tiles=0: give at least 1"),
+        ("--task gen --prompt b --guidance nan", "--guidance=nan: give a number"),
+        ("--task det --classes a --image gone.png", "gone.png: no such picture"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(monkeypatch, capsys, options, message):
+    monkeypatch.setattr("sys.argv", ["predict", "--workdir", "gone", *options.split()])
+    assert main() == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.95])

@@ -296,7 +296,7 @@ def load_weights(
         path: leaf for path, leaf in wanted.items() if path in home or not (fresh and re.search(fresh, path))
     }
     saved = {path: found[part][path] for path, part in home.items() if path in take}
-    advice = "name what shall begin random with config.init.fresh=REGEX"
+    advice = "to train, name what shall begin random with config.init.fresh=REGEX"
     check_shapes(saved, take, str(folder), advice)
     values: dict[str, Any] = {}
     with ocp.PyTreeCheckpointer() as reader:
@@ -352,10 +352,11 @@ def state_folder(directory: PathLike) -> epath.Path:
     steps = whole_steps(root) or steps_in(root)
     steps = [step for step in steps if (root / str(step) / "state").is_dir()]
     if not steps:
+        unsaved = "; the run has saved no step yet" if root.name == "checkpoints" else ""
         released = f", or convert it with `python -m launch.convert --from {root} --to FOLDER`"
         raise FileNotFoundError(
-            f"no weights in {root}: it has no numbered folder with an item `state`; give the workdir of a "
-            "run or a folder of converted weights"
+            f"no weights in {root}: it has no numbered folder with an item `state`{unsaved}; give the workdir "
+            "of a run or a folder of converted weights"
             f"{released if (root / 'config.json').exists() else ''}"
         )
     return root / str(steps[-1]) / "state"
@@ -382,6 +383,11 @@ def stored_config(step: epath.Path) -> dict[str, Any]:
         return ocp.JsonCheckpointHandler().restore(step / "config")
     except ValueError as error:
         raise ValueError(f"{step / 'config'} is damaged ({error}). {_remedy(step / 'config')}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{step / 'config'} is missing, so it is not known which model this is: give the workdir of a run, "
+            "or a folder that launch.convert wrote"
+        ) from error
 
 
 def is_finished(directory: PathLike) -> bool:
