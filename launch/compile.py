@@ -29,7 +29,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    wanted = max(map(int, re.findall(r"cpu:(\d+)", " ".join(sys.argv))), default=1)
+    wanted = max(map(int, re.findall(r"cpu:([1-9]\d*)", " ".join(sys.argv))), default=1)
     count = f"--xla_force_host_platform_device_count={wanted}"
     # LLVM's optimisations take most of the time to compile for a CPU, and no report shows them.
     quick = "--xla_backend_optimization_level=0"
@@ -58,6 +58,7 @@ from launch.scheduled import memory_problem, scheduled
 from launch.sweep import fits, sweep, text
 from vllm2_jax.sharding.chips import chip_of, find_chip
 from vllm2_jax.sharding.report import readable
+from vllm2_jax.train.paths import make_folder, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +155,9 @@ def main(argv: list[str]) -> None:
     config = options.config
     name = config_flags.get_config_filename(options["config"])
     try:
+        for flag in ("out", "text", "save", "chart"):  # what cannot be written is known before hours of work
+            if file := options[flag].value:
+                make_folder(place(file).parent, f"--{flag}")
         if options.topology:
             config.sharding.devices = options.topology
         if options.tasks:

@@ -74,7 +74,11 @@ def load(path: PathLike, devices: Sequence[Any], *, name: str, config: ml_collec
     """
     try:
         saved = pickle.loads(place(path).read_bytes())
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file; launch.compile --save writes it") from error
+    except Exception as error:  # of what is no pickle Python raises any kind
+        if isinstance(error, OSError) and not isinstance(error, IsADirectoryError):
+            raise
         raise ValueError(f"{path} is no saved program, or damaged: compile it again ({error})") from error
     if saved["name"] != name:
         raise ValueError(f"{path} holds the program {saved['name']!r}, not {name!r}")

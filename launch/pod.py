@@ -27,6 +27,7 @@ from typing import Any, get_type_hints
 from launch import pod_gke, pod_queued
 from launch.pods import Command, Pod
 
+ROOT = pathlib.Path(__file__).parents[1]
 BACKENDS = {"queued": pod_queued, "xpk": pod_gke}
 VERBS = {
     "create": "ask for the slices (queued) or make a cluster with them (xpk)",
@@ -133,7 +134,7 @@ def train_flags(pod: Pod, flags: Sequence[str]) -> list[str]:
     """The flags of `launch.train`: what was given, one process a host, and a workdir in the bucket.
 
     Raises:
-      ValueError: no config, no bucket for the workdir, or a flag of ours among them.
+      ValueError: no config or one that is not there, no bucket for the workdir, or a flag of ours among them.
     """
     if "--dry-run" in flags:
         raise ValueError("run: --dry-run stands among the flags of launch.train; put it in front of --")
@@ -141,10 +142,26 @@ def train_flags(pod: Pod, flags: Sequence[str]) -> list[str]:
         raise ValueError(
             "run: give the flags of launch.train after --, as in: run ... -- --config configs/X.py"
         )
+    # The container has the files of this tree, and no folder of its own outlives it.
+    for name, value in _values(flags):
+        file = value.partition(":")[0]
+        if name == "--config" and not (ROOT / file).is_file():
+            raise ValueError(f"run: --config={value}: there is no file {ROOT / file}")
+        if name == "--workdir" and not value.startswith("gs://"):
+            raise ValueError(f"run: --workdir={value} is lost with the container; give a folder in a bucket")
     made = [*flags, "--multihost"]
     if not any(flag.split("=")[0] == "--workdir" for flag in flags):
         made.append(f"--workdir={pod.folder()}/runs/{pod.job()}")
     return made
+
+
+def _values(flags: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and value of each flag, in either way of writing it."""
+    following = [*flags[1:], ""]
+    return [
+        (name, value if equals else after)
+        for (name, equals, value), after in zip((f.partition("=") for f in flags), following, strict=True)
+    ]
 
 
 def check_tools(plan: Sequence[Command]) -> None:

@@ -60,8 +60,8 @@ class Pod:
     def folder(self) -> str:
         """Where runs and compiled programs are kept; raises ValueError if it is not in a bucket."""
         url = self.need("bucket").rstrip("/")
-        if not url.startswith("gs://"):
-            raise ValueError(f"bucket = {url!r}: has to begin with gs://")
+        if not re.match("gs://[^/]", url):
+            raise ValueError(f"bucket = {self.bucket!r}: has to be gs://BUCKET, or a folder in it")
         return url
 
     def data_bucket(self) -> str:

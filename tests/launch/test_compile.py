@@ -119,7 +119,7 @@ def test_an_executable_is_saved_and_reused(compiled, tmp_path):
         executables.load(file, jax.devices(), name="train", config=small())
     with pytest.raises(ValueError, match="holds the program 'train', not 'generate'"):
         executables.load(file, devices, name="generate", config=small())
-    for damaged in (b"no program", file.read_bytes()[:5000]):
+    for damaged in (b"no program", b"cd /a/folder\nx\n", file.read_bytes()[:5000]):
         (tmp_path / "half").write_bytes(damaged)
         with pytest.raises(ValueError, match="half is no saved program, or damaged: compile it again"):
             executables.load(tmp_path / "half", devices, name="train", config=small())

@@ -147,13 +147,27 @@ def test_xpk(capsys):
         ("create", ["--backend=slurm"], "unknown backend 'slurm'; choose one of queued, xpk"),
         ("create", ["--backend=xpk"], "missing setting 'cluster'"),
         ("setup", ["--data=gs://my-data/coco"], "its folders are /data/FOLDER"),
-        ("run", ["--bucket=my-runs"], "has to begin with gs://"),
+        ("run", ["--bucket=my-runs"], "has to be gs://BUCKET"),
+        ("run", ["--bucket=gs://"], "has to be gs://BUCKET"),
         ("run", [], "-- --config configs/X.py"),
     ],
 )
 def test_settings_at_fault(verb, flags, message, capsys):
     rest = ["--", "--config=configs/base.py"] if flags and verb == "run" else []
     assert pod.main([verb, *EXAMPLE, *flags, "--dry-run", *rest]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config", "configs/nope.py:7b"], "--config=configs/nope.py:7b: there is no file"),
+        (["--config"], "--config=: there is no file"),
+        (["--config=configs/base.py:7b", "--workdir", "runs/one"], "--workdir=runs/one is lost with the"),
+    ],
+)
+def test_flags_of_training_that_no_host_could_use_are_named(flags, message, capsys):
+    assert pod.main(["run", *EXAMPLE, "--dry-run", "--", *flags]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -90,7 +90,7 @@ def test_a_step_that_was_compiled_before_trains_alike(tmp_path):
             "config.log_every is 0; it has to be at least",
         ),
         (["--config=configs/base.py", "--config.data.prefetch=-1"], "data.prefetch is -1; it has to be at"),
-        (["--config=configs/base.py", "--executable=gone"], "No such file or directory"),
+        (["--config=configs/base.py", "--executable=gone"], "gone: no such file; launch.compile --save"),
     ],
 )
 def test_config_at_fault_exits_with_two(flags, message, tmp_path):

@@ -53,6 +53,9 @@ def test_names_of_devices():
         mesh.find_devices("cpu:9")
     with pytest.raises(ValueError, match="no TPU topology 'v9z:2x2'"):
         mesh.find_devices("v9z:2x2")
+    for name in ("cpu:0", "cpu:all"):
+        with pytest.raises(ValueError, match=f"no topology '{name}': use a name such as"):
+            mesh.find_devices(name)
     with pytest.raises(ValueError, match="no topology 'v5e_4x4': use a name such as"):
         mesh.find_devices("v5e_4x4")
     with pytest.raises(ValueError, match="unknown sharding strategy 'fdsp'; choose one of single"):

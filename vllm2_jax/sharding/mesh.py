@@ -48,7 +48,7 @@ def find_devices(name: str = "") -> list[Any]:
     """
     if not name:
         return jax.devices()
-    if name.startswith("cpu:"):
+    if re.fullmatch(r"cpu:0*[1-9]\d*", name):
         wanted, found = int(name.removeprefix("cpu:")), jax.devices("cpu")
         if wanted > len(found):
             raise ValueError(

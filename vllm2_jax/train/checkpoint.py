@@ -355,8 +355,8 @@ def state_folder(directory: PathLike) -> epath.Path:
         unsaved = "; the run has saved no step yet" if root.name == "checkpoints" else ""
         released = f", or convert it with `python -m launch.convert --from {root} --to FOLDER`"
         raise FileNotFoundError(
-            f"no weights in {root}: it has no numbered folder with an item `state`{unsaved}; give the workdir "
-            "of a run or a folder of converted weights"
+            f"no weights in {root}: it has no numbered folder with an item `state`{unsaved}; give the "
+            "workdir of a run or a folder of converted weights"
             f"{released if (root / 'config.json').exists() else ''}"
         )
     return root / str(steps[-1]) / "state"
@@ -385,8 +385,8 @@ def stored_config(step: epath.Path) -> dict[str, Any]:
         raise ValueError(f"{step / 'config'} is damaged ({error}). {_remedy(step / 'config')}") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{step / 'config'} is missing, so it is not known which model this is: give the workdir of a run, "
-            "or a folder that launch.convert wrote"
+            f"{step / 'config'} is missing, so it is not known which model this is: give the workdir of a "
+            "run, or a folder that launch.convert wrote"
         ) from error
 
 
