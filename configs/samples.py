@@ -146,7 +146,7 @@ _RUNS = {
     "chat": (400, 192, 1e-3, ""),
     "det": (800, 112, 8e-4, ""),
     "pose": (1000, 384, 8e-4, r"^(llm/layers|vision/blocks|decoders)/(?!.*/(offsets|weights)/).*kernel$"),
-    "edit": (1200, 112, 1e-3, ""),
+    "edit": (1200, 112, 1e-3, r"^decoders/.*kernel$"),
 }
 
 
