@@ -232,6 +232,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each side")
     parser.add_argument("--json", type=pathlib.Path, help="also write the seconds of all rounds to this file")
     args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: give at least 1")
+    if args.pixels < 0:
+        parser.error(f"--pixels {args.pixels}: give the side of a picture, or 0")
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f"--json {args.json}: there is no folder {args.json.absolute().parent}")
     print(machine())
     found = BENCHMARKS[args.name](args)
     if args.json:

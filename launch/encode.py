@@ -215,7 +215,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("part", 0, "Which part of the records.")
     flags.DEFINE_integer("parts", 1, "How many parts there are.")
     flags.DEFINE_bool("multihost", False, "A part for each host, in place of --part and --parts (TPU pods).")
-    flags.DEFINE_integer("rows", 32, "Records encoded at once.")
+    flags.DEFINE_integer("rows", 32, "Records encoded at once.", lower_bound=1)
     flags.mark_flag_as_required("config")
 
 

@@ -42,8 +42,8 @@ def run(main: Callable[[list[str]], None]) -> None:
             said: object = error
             while isinstance(said, KeyError | AttributeError) and said.args:
                 said = said.args[0]  # their own texts are quoted, once for each layer
-            if str(said).isidentifier():
-                said = f"the config has no key {said!r}; configs/base.py has all keys"
+            if (key := str(said).strip("'")).isidentifier():
+                said = f"the config has no key {key!r}; configs/base.py has all keys"
             print(f"launch.{pathlib.Path(argv[0]).stem}: {said}", file=sys.stderr)
             sys.exit(2)
 

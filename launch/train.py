@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import sys
+import traceback
 
 import jax
 from absl import app, flags, logging
@@ -69,7 +70,9 @@ def main(argv: list[str]) -> None:
     except Exception as error:
         code = exits.exit_code(error)
         if code in (1, 2):
-            logging.exception("the run has failed")
+            # What lies below an error of ours is in its text.
+            chain = "".join(traceback.format_exception(error, chain=code == 1))
+            logging.error("the run has failed\n%s", chain)
         print(f"launch.train: {error}", file=sys.stderr)
         fate.leave(code)
     if not finished:

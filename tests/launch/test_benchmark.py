@@ -42,6 +42,14 @@ def test_data_needs_no_model():
     assert found.keys() == {"chat", "caption", "region"}
 
 
+@pytest.mark.parametrize("flags", [["--rounds=0"], ["--pixels=-1"], ["--json=gone/rounds.json"]])
+def test_flags_at_fault_are_named(flags, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark", "data", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main()
+    assert f"error: {flags[0].partition('=')[0]}" in capsys.readouterr().err
+
+
 def test_race_takes_turns():
     calls = []
     sides = {name: (lambda name=name: calls.append(name)) for name in ("ours", "peer")}
