@@ -157,6 +157,9 @@ def test_places_of_several_processes_are_put_together(whole, tmp_path):
     (folder / "process_1-of-2.json").write_text('{"next_index": 7}')
     with pytest.raises(ValueError, match=r"stood at different places .*8.* and .*7"):
         run(tmp_path, 9)
+    (folder / "process_1-of-2.json").write_text("{")
+    with pytest.raises(ValueError, match=r"process_1-of-2.json is damaged .* Copy it again, or delete .*/8 "):
+        run(tmp_path, 9)
     (folder / "process_1-of-2.json").write_text('{"next_index": 8}')
     assert run(tmp_path, 9).step == 9
     shutil.rmtree(folder.parent.parent / "9")

@@ -99,7 +99,8 @@ def hidden_states(
     outside = [i for i in layers if not -depth - 1 <= i <= depth]
     if outside or not layers:
         raise ValueError(
-            f"layers {tuple(layers)} of a tower with {depth} blocks: {outside or 'none asked for'}"
+            f"layers {tuple(layers)} of a tower with {depth} blocks (config.model.vision.depth): "
+            + (f"there are none {outside}" if outside else "none asked for")
         )
     entries = [i % (depth + 1) for i in layers]
     if not (inner := sorted(set(entries) - {0})):
