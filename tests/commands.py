@@ -18,39 +18,61 @@ import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
-# What `launch.train` imports. Not the command itself: its flags would be there twice.
+# What `launch.train` and others import. Not a command itself: its flags would be there twice.
 _READY = ("launch.build", "launch.executables", "launch.exits", "launch.heldout", "vllm2_jax.train.loop")
 
 
 @dataclasses.dataclass
 class Command:
-    """One that was started: its number, and the files that it writes to."""
+    """One that was started, as `subprocess.Popen` is one: its number, and the files that it writes to."""
 
     commands: "Commands"
     pid: int
     stdout: pathlib.Path
     stderr: pathlib.Path
+    returncode: int | None = None
 
     def wait(self, timeout: float = 300) -> int | None:
         """Its exit code, negative for a signal; none if it still runs after so many seconds."""
-        return self.commands.ask(wait=self.pid, timeout=timeout)
+        if self.returncode is None:
+            self.returncode = self.commands.ask(wait=self.pid, timeout=timeout)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """The same at once."""
+        return self.wait(timeout=0)
+
+    def send_signal(self, number: int) -> None:
+        """To the process, if there still is one."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """Asks it to end."""
-        os.kill(self.pid, signal.SIGTERM)
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it."""
+        self.send_signal(signal.SIGKILL)
 
 
 class Commands:
-    """Starts commands from the root of the repository; ends all of them with the block."""
+    """Starts commands from the root of the repository; ends all of them with the block.
 
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
+    Args:
+      folder: for what they write to their outputs.
+      env: variables that jax reads as it is imported.
+    """
+
+    def __init__(self, folder: pathlib.Path, env: dict[str, str] | None = None):
+        self._folder, self._env = folder, env or {}
         self._count = 0
 
     def __enter__(self) -> "Commands":
         self._parent = subprocess.Popen(
             [sys.executable, "-m", "tests.commands"],
             cwd=ROOT,
+            env=os.environ | self._env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -61,11 +83,11 @@ class Commands:
         with self._parent:
             self._parent.stdin.close()
 
-    def start(self, module: str, *flags: str) -> Command:
-        """A module with its flags."""
+    def start(self, module: str, *flags: str, env: dict[str, str] | None = None) -> Command:
+        """A module with its flags, and variables that are read later."""
         self._count += 1
         files = [self._folder / f"{self._count}.{name}" for name in ("out", "err")]
-        pid = self.ask(module=module, flags=flags, files=[str(file) for file in files])
+        pid = self.ask(module=module, flags=flags, files=[str(file) for file in files], env=env or {})
         return Command(self, pid, *files)
 
     def run(self, module: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -117,6 +139,7 @@ def _main() -> None:
     for number, (file, mode) in enumerate(zip([os.devnull, *asked["files"]], "rww", strict=True)):
         with open(file, mode) as opened:
             os.dup2(opened.fileno(), number)
+    os.environ.update(asked["env"])
     sys.argv[1:] = asked["flags"]
     runpy.run_module(asked["module"], run_name="__main__", alter_sys=True)
 

@@ -10,10 +10,9 @@ import sys
 import time
 from typing import Any
 
+from tests.commands import ROOT, Commands
 from tests.conftest import DEVICES
 from vllm2_jax.train import metrics
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 Log = dict[tuple[int, int], dict[str, list[str]]]
 
@@ -35,6 +34,7 @@ class Crew:
       devices: in each process.
       faults: process -> what happens to it, arguments of `survivor.survive`.
       session: each process leads a process group of its own, for signals to it and its children.
+      commands: starts the processes sooner than Python does.
       settings: further ones, for all processes.
     """
 
@@ -48,6 +48,7 @@ class Crew:
         devices: int = 1,
         faults: dict[int, dict[str, Any]] | None = None,
         session: bool = False,
+        commands: Commands | None = None,
         **settings: Any,
     ):
         workdir.mkdir(exist_ok=True)
@@ -65,13 +66,18 @@ class Crew:
                 **settings,
                 **(faults or {}).get(number, {}),
             }
+            env, module = {"XLA_FLAGS": flags}, "tests.distributed.survivor"
+            if commands:
+                self.members.append(commands.start(module, json.dumps(given), env=env))
+                self.errors.append(self.members[-1].stderr)
+                continue
             self.errors.append(workdir / f"err-{number}.txt")
             with open(self.errors[-1], "w") as file:
                 self.members.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "tests.distributed.survivor", json.dumps(given)],
+                        [sys.executable, "-m", module, json.dumps(given)],
                         cwd=ROOT,
-                        env=os.environ | {"XLA_FLAGS": flags},
+                        env=os.environ | env,
                         stderr=file,
                         start_new_session=session,
                     )
