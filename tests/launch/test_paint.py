@@ -80,7 +80,7 @@ def test_heldout_pictures_are_scored_and_shown(tmp_path):
     assert all(one.picture.shape == (16, 16, 3) for one in results.painted["edit"])
     again = heldout(model)
     np.testing.assert_array_equal(results.painted["t2i"][2].picture, again.painted["t2i"][2].picture)
-    write_report(tmp_path / "report.html", [], results, {"trained": results.scores}, [])
+    write_report(tmp_path / "report.html", results, {"trained": results.scores}, [])
     text = (tmp_path / "report.html").read_text()
     assert text.count("<figcaption class=small>painted</figcaption>") == 6
     assert text.count("<figcaption class=small>before</figcaption>") == 3

@@ -174,7 +174,7 @@ def test_report_of_decoders(run, model, tmp_path):
     wanted = {"det/box/AP", "det/mask/AP", "det/count/MAE", "pose/keypoints/AP", "pose/box/AP"}
     assert wanted <= set(results.scores)
     assert "det/box/AP50" in evaluate.table({"trained": results.scores})
-    write_report(tmp_path / "report.html", [], results, {"trained": results.scores}, [])
+    write_report(tmp_path / "report.html", results, {"trained": results.scores}, [])
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64") == 2 * 2 * 3  # found and truth of three pictures, two tasks
 
