@@ -211,8 +211,10 @@ def test_stages_begin_with_what_is_assembled_for_them():
             *(module.get_config() for module in (stage2_7b, stage3_7b, stage3_paint_7b)),
         )
     )
-    assert model_leaves(start) == model_leaves(stage2) == model_leaves(stage3)
-    assert model_leaves(paint).items() < model_leaves(start).items()
+    leaves = model_leaves(start)
+    assert model_leaves(stage2) == leaves
+    assert stage3 == stage2 or model_leaves(stage3) == leaves
+    assert model_leaves(paint).items() < leaves.items()
     parts = start_7b.get_config("stage2").parts.to_dict()
     assert {f"decoders/{name}" for name in start.decoders} == set(parts) - {"trunk"}
 
