@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vllm2_jax.nn.paths import flatten_paths
+from vllm2_jax.train.state import Plan
 
 
 def randomized(make: Callable[[], Any], seed: int = 0, std: float = 0.3) -> Any:
@@ -25,3 +26,13 @@ def randomized(make: Callable[[], Any], seed: int = 0, std: float = 0.3) -> Any:
             for path, leaf in leaves.items()
         ],
     )
+
+
+def draw(plan: Plan, model: Any) -> Any:
+    """For `vllm2_jax.train.state._draw` where a test is about something else: it compiles nothing."""
+    leaves, tree = jax.tree.flatten(model)
+    drawn = jax.tree.leaves(randomized(plan.make_model, std=0.1))
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            leaves[i] = jax.device_put(drawn[i].astype(leaf.dtype), leaf.sharding)
+    return jax.tree.unflatten(tree, leaves)

@@ -17,10 +17,11 @@ from launch import build, evaluate, generate
 from launch.answer import Answer, AnswerConfig, Answerer
 from launch.heldout import Answered, Heldout, Results, hooks, make_answerer, read_cases, turns_of
 from tests.distributed.tiny import tiny_config
-from tests.weights import randomized
+from tests.weights import draw, randomized
 from vllm2_jax.evals.exact_match import exact_match
 from vllm2_jax.llm.generate import NO_LINK
 from vllm2_jax.sharding import partition
+from vllm2_jax.train import state
 from vllm2_jax.train.checkpoint import save_weights
 from vllm2_jax.train.loop import train
 
@@ -38,6 +39,13 @@ def config():
             "eval.max_new": 4,
         }
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def weights():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "_draw", draw)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,8 @@ def test_resume_is_bit_exact_with_model_and_data(tmp_path):
     assert len(set(losses(tmp_path / "whole").values())) == 4
 
 
+# Quicker: a loaded program repeats its own step in test_compile.py; the test above trains by a program.
+@pytest.mark.slow
 def test_a_step_that_was_compiled_before_trains_alike(tmp_path):
     """On one device: a loaded program with collectives was seen to abort the process on virtual ones."""
     config = four_steps("cpu:1")

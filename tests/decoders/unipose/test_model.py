@@ -145,17 +145,23 @@ def test_abstract_targets_run(model):
 
 
 def test_errors_say_what_to_do(model):
+    def loss(links, targets):  # traced alone: all of them are said before anything runs
+        jax.eval_shape(lambda: model.loss(links, targets, key=KEY))
+
+    def predict(links, targets):
+        jax.eval_shape(lambda: vars(model.predict(links, targets)))
+
     links, targets = batch(rooms=(2, 3, 5))
     with pytest.raises(ValueError, match="capacity of boxes"):
-        model.loss(links, targets, key=KEY)
+        loss(links, targets)
     links, targets = batch()
     with pytest.raises(ValueError, match="lack visibility"):
-        model.loss(links, {k: v for k, v in targets.items() if k != "visibility"}, key=KEY)
+        loss(links, {k: v for k, v in targets.items() if k != "visibility"})
     with pytest.raises(ValueError, match="a class and a keypoint"):
-        model.predict(links, targets | {"keypoint_ids": jnp.zeros((2, 5), jnp.int32)})
+        predict(links, targets | {"keypoint_ids": jnp.zeros((2, 5), jnp.int32)})
     wide = Links(jnp.zeros((2, 80, 2, LINK_WIDTH)), jnp.zeros((2, 80), bool))
     with pytest.raises(ValueError, match="68 at most"):
-        model.predict(wide, targets | {"keypoint_ids": jnp.zeros((2, 70), jnp.int32)})
+        predict(wide, targets | {"keypoint_ids": jnp.zeros((2, 70), jnp.int32)})
     with pytest.raises(ValueError, match="instances"):
         dataclasses.replace(CONFIG, instances=99)
     with pytest.raises(ValueError, match="multiple of the 32"):
