@@ -17,8 +17,13 @@ OTHERS = [
         if name != "single"
     ),
     pytest.param({"sharding.strategy": "single", "step.schedule": "by_task"}, marks=pytest.mark.slow),
-    {"sharding.strategy": "fsdp", "step.accumulate": 2, "sharding.devices": "cpu:4"},
-    {"sharding.strategy": "fsdp_tp", "loss_chunk": 32},
+    pytest.param(
+        {"sharding.strategy": "fsdp", "step.accumulate": 2, "sharding.devices": "cpu:4"},
+        marks=pytest.mark.slow,
+    ),
+    pytest.param({"sharding.strategy": "fsdp_tp", "loss_chunk": 32}, marks=pytest.mark.slow),
+    # The two above at once.
+    {"sharding.strategy": "fsdp_tp", "loss_chunk": 32, "step.accumulate": 2, "sharding.devices": "cpu:4"},
 ]
 
 

@@ -110,6 +110,8 @@ def test_counting_weights_runs_no_model():
     assert program.cost_analysis()["flops"] < 1e5
 
 
+# One of its tasks is compiled in tests/launch/test_compile.py.
+@pytest.mark.slow
 @pytest.mark.tpu_compile
 def test_the_tiny_step_compiles_for_tpu():
     run = build_run(tiny_config(**{"sharding.devices": "v5e:2x2", "dtype": "bfloat16"}))
