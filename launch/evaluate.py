@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
             if _SETS.value and not _ROOT.value:
                 raise ValueError("the files of --sets lie in one folder: give it as --root=FOLDER")
             workdir = place(_WORKDIR.value)
-            state_folder(workdir)  # a wrong folder is known before data is read, and is not made
+            state_folder(workdir)  # a wrong folder is named, not made
             make_folder(workdir, "--workdir")  # nor is an hour lost for what cannot be written
             if _SETS.value:
                 asked = published(_SETS.value), _ROOT.value, _EXAMPLES.value, _PICTURES.value
@@ -203,6 +203,7 @@ def run_evaluation(config: ml_collections.ConfigDict, workdir: epath.Path) -> di
     Raises:
       FileNotFoundError: there is no checkpoint, nor weights.
     """
+    state_folder(workdir)  # a wrong folder is known before data is read
     run = build_run(config)
     heldout = Heldout(config, run)
     results = heldout(load_weights(workdir, rebuild(run, run.plan.abstract)))
