@@ -52,14 +52,28 @@ def test_only_the_first_process_writes(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_time_goes_into_buckets():
+@pytest.fixture
+def wait(monkeypatch):
+    """Time goes on by what this function is given."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    return wait
+
+
+def test_time_goes_into_buckets(wait):
     clock = goodput.Clock()
     with clock.on("data"):
-        time.sleep(0.05)
+        wait(5)
     with clock.on("data", hidden=lambda: True):  # the devices worked all the while
-        time.sleep(0.01)
+        wait(2)
+    wait(3)
     values = clock.values()
-    assert values["time/data"] > 0.5 and 0.01 <= values["seconds/step"] < values["seconds/data"]
+    assert [values[f"seconds/{name}"] for name in ("data", "step", "other", "total")] == [5, 2, 3, 10]
+    assert [values[f"time/{name}"] for name in ("data", "step", "other")] == [0.5, 0.2, 0.3]
     for kind in ("time", "seconds"):
         buckets = [value for name, value in values.items() if name.startswith(kind) and "total" not in name]
         assert sum(buckets) == pytest.approx(1.0 if kind == "time" else values["seconds/total"])
@@ -67,13 +81,12 @@ def test_time_goes_into_buckets():
         pass
 
 
-def test_rate_counts_since_the_last_call():
+def test_rate_counts_since_the_last_call(wait):
     rate = profile.Rate()
-    time.sleep(0.02)
-    first = rate.take(2, 100.0)
-    assert first["seconds_a_step"] >= 0.01
-    assert first["tokens_a_second"] == pytest.approx(50 / first["seconds_a_step"])
-    assert rate.take(2, 100.0)["seconds_a_step"] < first["seconds_a_step"]
+    wait(4)
+    assert rate.take(2, 100.0) == {"seconds_a_step": 2, "tokens_a_second": 25}
+    wait(1)
+    assert rate.take(2, 100.0) == {"seconds_a_step": 0.5, "tokens_a_second": 100}
 
 
 def start(step: int, first: int, seconds: float, time: float, *, idle: float = 0.0) -> list[dict]:
