@@ -56,6 +56,8 @@ def read_questions(annotations: str, answers: str = "") -> list[Asked]:
       DataError: a missing or malformed file, a record without its fields, or without an answer.
     """
     path = pathlib.Path(annotations)
+    if answers and (path.is_dir() or path.suffix == ".tsv"):
+        raise DataError("has its answers in it", file=path, remedy=f"leave out answers={answers}")
     if path.is_dir():
         return [asked for file in sorted(path.glob("*.txt")) for asked in _mme(file)]
     if path.suffix == ".tsv":
@@ -105,7 +107,10 @@ def _answers(record: dict, options: Mapping[str, str], *, file: str, index: int)
                 remedy="count from 0",
             )
         return (LETTERS[answer],)
-    return tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),)
+    found = tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),)
+    if not found:
+        raise DataError("no answer", file=file, record=index, field="answer", remedy="drop the record")
+    return found
 
 
 def _answers_apart(path: str, records: Sequence[dict], file: str) -> list[tuple[str, ...]]:
@@ -113,10 +118,10 @@ def _answers_apart(path: str, records: Sequence[dict], file: str) -> list[tuple[
     if pathlib.Path(path).is_dir():
         return _pope_labels(path, records, file)
     content = read_json(path)
-    entries, key = (content.get("annotations"), "question_id") if isinstance(content, dict) else (None, "")
-    if isinstance(content, dict) and "data" in content:
-        entries, key = content["data"], "questionId"
-    if not isinstance(entries, list):
+    forms = {"annotations": "question_id", "data": "questionId"}
+    form = next((form for form in forms if isinstance(content, dict) and form in content), "")
+    entries = content[form] if form else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise DataError(
             "neither annotations nor data in it",
             file=path,
@@ -124,7 +129,7 @@ def _answers_apart(path: str, records: Sequence[dict], file: str) -> list[tuple[
         )
     found: dict[str, tuple[str, ...]] = {}
     for place, entry in enumerate(entries):
-        number = str(need(entry, key, (int, str), file=path, index=place))
+        number = str(need(entry, forms[form], (int, str), file=path, index=place))
         found[number] = tuple(
             str(need(one, "answer", (str, int, float), file=path, index=place))
             if isinstance(one, dict)
@@ -178,26 +183,31 @@ def _mmbench(path: pathlib.Path) -> list[Asked]:
             file=path,
             remedy="give a file of MMBench with answers; those of a test set are with its server alone",
         )
-    return [
-        Asked(
-            record=row["index"],
-            encoded=row["image"],
-            question=row["question"],
-            hint=row.get("hint") or "",
-            options={letter: row[letter] for letter in LETTERS if row.get(letter)},
-            answers=(row["answer"],),
-            kind=row.get("category") or "",
-            group=_unturned(row["index"], path),
+    found = []
+    for number, row in enumerate(rows, 1):
+        options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
+        if not (row["index"].isdigit() and row["question"] and row["image"] and row["answer"] in options):
+            raise DataError(
+                f"index {row['index']!r:.20}, question {row['question']!r:.30}, answer {row['answer']!r:.20}; "
+                "wanted are a number, a question, a picture and the letter of an option",
+                file=path,
+                record=f"row {number}",
+                remedy="fetch the file again, or drop the row",
+            )
+        found.append(
+            Asked(
+                record=row["index"],
+                encoded=row["image"],
+                question=row["question"],
+                hint=row.get("hint") or "",
+                options=options,
+                answers=(row["answer"],),
+                kind=row.get("category") or "",
+                # What a question shares with itself when its options are turned round.
+                group=str(int(row["index"]) % _TURNED),
+            )
         )
-        for row in rows
-    ]
-
-
-def _unturned(index: str, path: pathlib.Path) -> str:
-    """The number that a question shares with itself when its options are turned round."""
-    if not index.isdigit():
-        raise DataError("not a number", file=path, record=index, field="index", remedy="fetch the file again")
-    return str(int(index) % _TURNED)
+    return found
 
 
 def _mme(path: pathlib.Path) -> list[Asked]:

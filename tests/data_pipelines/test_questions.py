@@ -119,6 +119,11 @@ def test_mmbench_shows_options_turned_round(folder, picture):
     assert source[1].images[0].shape[1:] == (SIZE, SIZE, 3)
     with pytest.raises(DataError, match="no columns answer"):
         opened(folder, write(folder, "q.tsv", head.replace("answer", "reply")))
+    for row in ("five\tWhich?\t\tx\ty\t\tA", "5\tWhich?\t\tx\ty\t\tC", "5\tWhich?\t\tx\ty\t\t", "6"):
+        with pytest.raises(DataError, match=r"q\.tsv.*row 1.*letter of an option"):
+            opened(folder, write(folder, "q.tsv", head, f"{row}\tlogic\t{coded}"))
+    with pytest.raises(DataError, match="leave out answers=x"):
+        opened(folder, write(folder, "q.tsv", head), answers="x")
     broken = opened(folder, write(folder, "q.tsv", head, "5\tWhich?\t\tx\ty\t\tA\tlogic\t%%%"))
     with pytest.raises(DataError, match="not base64"):
         broken[0]
@@ -144,6 +149,7 @@ GOOD = {"image": "a.png", "question": "Which?", "question_id": 7, "answer": "x"}
         ({"question": None}, "text"),
         ({"answer": None}, "answer"),
         ({"answer": {}}, "answer.*dict"),
+        ({"answer": []}, "no answer"),
         ({"choices": ["x", "y"], "answer": 2}, "option 2 of 2"),
         ({"choices": list("abcdef")}, "6 choices"),
     ],
@@ -162,6 +168,7 @@ def test_answers_that_are_missing(folder):
             "no answers to 1 of 2 .* as 8",
         ),
         ({"questions": []}, "neither annotations nor data"),
+        ({"data": ["7"]}, "neither annotations nor data"),
         ({"annotations": [{"question_id": 7}]}, "answers"),
     ):
         with pytest.raises(DataError, match=rf"answers\.json.*{message}"):
