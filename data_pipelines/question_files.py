@@ -188,7 +188,7 @@ def _mmbench(path: pathlib.Path) -> list[Asked]:
         options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
         if not (row["index"].isdigit() and row["question"] and row["image"] and row["answer"] in options):
             raise DataError(
-                f"index {row['index']!r:.20}, question {row['question']!r:.30}, answer {row['answer']!r:.20}; "
+                f"index {row['index']!r:.20}, question {row['question']!r:.30}, answer {row['answer']!r:.9}; "
                 "wanted are a number, a question, a picture and the letter of an option",
                 file=path,
                 record=f"row {number}",
