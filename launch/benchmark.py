@@ -6,7 +6,7 @@
     python -m launch.benchmark grounding_dino         # detection at Swin-T size against transformers
     python -m launch.benchmark unipose                # poses at Swin-T size against plain PyTorch
     python -m launch.benchmark diffusion --pixels 256 # Stable Diffusion's UNet against diffusers
-    python -m launch.benchmark deformable             # deformable sampling against PyTorch
+    python -m launch.benchmark deformable --devices 4 # deformable sampling against PyTorch
     python -m launch.benchmark deformable_tpu         # what the TPU compiler makes of it; needs no TPU
 
 All but `data` and `deformable_tpu` need PyTorch: pip install -e '.[benchmark]'. Rounds of both sides
@@ -202,7 +202,8 @@ def generation(run: Run, batch: dict[str, TaskRows]) -> Timed:
 def machine() -> str:
     """What the numbers hold for."""
     return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}, jax {jax.__version__}"
+        f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"{len(jax.devices())} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
     )
 
 
@@ -229,15 +230,20 @@ def main() -> int:
     parser.add_argument(
         "--pixels", type=int, default=0, help="side of the picture for a decoder; 0: what it is made for"
     )
+    parser.add_argument("--devices", type=int, default=1, help="CPU devices to split ours over, for deformable")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each side")
     parser.add_argument("--json", type=pathlib.Path, help="also write the seconds of all rounds to this file")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"--rounds {args.rounds}: give at least 1")
+    if args.devices < 1 or (args.devices > 1 and args.name != "deformable"):
+        parser.error(f"--devices {args.devices}: give at least 1, and more than 1 to deformable alone")
     if args.pixels < 0:
         parser.error(f"--pixels {args.pixels}: give the side of a picture, or 0")
     if args.json and not args.json.absolute().parent.is_dir():
         parser.error(f"--json {args.json}: there is no folder {args.json.absolute().parent}")
+    if args.devices > 1:
+        jax.config.update("jax_num_cpu_devices", args.devices)
     print(machine())
     found = BENCHMARKS[args.name](args)
     if args.json:

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from launch.estimate import estimate
 from launch.race import Timed, need, race, show
+from vllm2_jax.nn.axes import axis_rules
 from vllm2_jax.nn.deformable import sample
 from vllm2_jax.ops.sample_rows import FEW, sample_rows
 from vllm2_jax.ops.sample_taps import sample_taps
@@ -33,8 +35,12 @@ WAYS = {
 def deformable(args: argparse.Namespace) -> dict[str, Any]:
     """Sampling of one picture in float32, forward and with all gradients, against PyTorch's `grid_sample`.
 
-    "rows" reads 2 x 2 cells as one row, the best of the ways for a TPU that need no large products.
+    With `--devices` "ours" is split over that many CPU devices by heads, as the axis `tensor` of a mesh does, and
+    "one device" is the same on one: XLA leaves cores idle in a loop of small steps. "rows" reads 2 x 2 cells as
+    one row on one device, the best of the ways for a TPU that need no large products.
     """
+    if HEADS % args.devices:
+        raise SystemExit(f"--devices {args.devices}: has to divide {HEADS} heads")
     need("torch")
     from launch.peers.torch_deformable import Sampling
 
@@ -43,8 +49,9 @@ def deformable(args: argparse.Namespace) -> dict[str, Any]:
         arrays = inputs(queries)
         for backward in (False, True):
             peer = Sampling(LEVELS, arrays, backward=backward)
-            ways = {"ours": sample, "rows": WAYS["one read a point"]}
-            ours = {name: ours_on(way, arrays, backward) for name, way in ways.items()}
+            ours = {"ours": by_heads(arrays, backward, args.devices)}
+            ways = {"rows": WAYS["one read a point"]} | ({"one device": sample} if args.devices > 1 else {})
+            ours |= {name: ours_on(way, arrays, backward) for name, way in ways.items()}
             for run in ours.values():
                 for a, b in zip(run(), peer(), strict=True):
                     a = np.reshape(a, b.shape)
@@ -103,10 +110,22 @@ def program(way: Any, arrays: dict[str, np.ndarray], backward: bool) -> tuple[An
     return (both, arrays["gradient"], *given) if backward else (forward, *given)
 
 
-def ours_on(way: Any, arrays: dict[str, np.ndarray], backward: bool) -> Timed:
-    """One pass of one of our ways on arrays that are on the device already."""
+def by_heads(arrays: dict[str, np.ndarray], backward: bool, devices: int) -> Timed:
+    """One pass of `nn.deformable.sample` with its heads, in and out, split over some devices."""
+    mesh = jax.make_mesh((devices,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    once = ours_on(sample, arrays, backward, NamedSharding(mesh, PartitionSpec(None, None, "tensor")))
+
+    def on_mesh() -> list[jax.Array]:
+        with jax.set_mesh(mesh), axis_rules({"heads": "tensor"}):
+            return once()
+
+    return on_mesh
+
+
+def ours_on(way: Any, arrays: dict[str, np.ndarray], backward: bool, where: Any = None) -> Timed:
+    """One pass of one of our ways on arrays that are on the device, or devices, already."""
     run, *given = program(way, arrays, backward)
-    compiled, placed = jax.jit(run), jax.device_put(given)
+    compiled, placed = jax.jit(run), jax.device_put(given, where)
 
     def once() -> list[jax.Array]:
         return jax.block_until_ready(jax.tree.leaves(compiled(*placed)))
