@@ -57,4 +57,11 @@ QUESTIONS_HELDOUT: dict[str, dict[str, Any]] = {
         image_root="{root}/pope/val2014",
     ),
     "mme": _benchmark("mme/eval_tool/Your_Results", "mme", image_root="{root}/mme/images"),
+    # Questions about the objects of a picture: where stage 1 has its training part (`configs.mixtures`).
+    "vcr": {
+        "tiles": 5,
+        "regions": 64,
+        "metrics": ("vcr",),
+        "datasets": {"vcr": {"annotations": "{root}/vcr/val.jsonl", "image_root": "{root}/vcr"}},
+    },
 }

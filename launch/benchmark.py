@@ -230,7 +230,9 @@ def main() -> int:
     parser.add_argument(
         "--pixels", type=int, default=0, help="side of the picture for a decoder; 0: what it is made for"
     )
-    parser.add_argument("--devices", type=int, default=1, help="CPU devices to split ours over, for deformable")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="CPU devices to split ours over, for deformable"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each side")
     parser.add_argument("--json", type=pathlib.Path, help="also write the seconds of all rounds to this file")
     args = parser.parse_args()

@@ -35,9 +35,9 @@ WAYS = {
 def deformable(args: argparse.Namespace) -> dict[str, Any]:
     """Sampling of one picture in float32, forward and with all gradients, against PyTorch's `grid_sample`.
 
-    With `--devices` "ours" is split over that many CPU devices by heads, as the axis `tensor` of a mesh does, and
-    "one device" is the same on one: XLA leaves cores idle in a loop of small steps. "rows" reads 2 x 2 cells as
-    one row on one device, the best of the ways for a TPU that need no large products.
+    With `--devices` "ours" is split over that many CPU devices by heads, as the axis `tensor` of a mesh
+    does, and "one device" is the same on one: XLA leaves cores idle in a loop of small steps. "rows" reads
+    2 x 2 cells as one row on one device, the best of the ways for a TPU that need no large products.
     """
     if HEADS % args.devices:
         raise SystemExit(f"--devices {args.devices}: has to divide {HEADS} heads")
@@ -112,7 +112,9 @@ def program(way: Any, arrays: dict[str, np.ndarray], backward: bool) -> tuple[An
 
 def by_heads(arrays: dict[str, np.ndarray], backward: bool, devices: int) -> Timed:
     """One pass of `nn.deformable.sample` with its heads, in and out, split over some devices."""
-    mesh = jax.make_mesh((devices,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    mesh = jax.make_mesh(
+        (devices,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
     once = ours_on(sample, arrays, backward, NamedSharding(mesh, PartitionSpec(None, None, "tensor")))
 
     def on_mesh() -> list[jax.Array]:

@@ -3,10 +3,11 @@
 
 A record is `{"image", "boxes": [[x0, y0, x1, y1] in 0..1, ...], "objects": [class, ...], "conversations"}`.
 In questions the whole word `3` stands for region 3, in answers for "<its class> at region3". Evaluation
-records have `<regions>` in the question for the list of all regions instead, and `correct_option` and
-`category` ("qa" or "qar").
+records have `<regions>` in the question for the list of all regions instead, `correct_option`, a letter, and
+`category`: "qa" asks for the answer, "qar" for the reason. The n-th of one belongs to the n-th of the other.
 """
 
+import collections
 import dataclasses
 import pathlib
 import re
@@ -33,6 +34,7 @@ class VcrSource:
 
     file: str
     records: list[dict]
+    pairs: list[int]  # for evaluation: how many records of a record's category come before it
     image_root: pathlib.Path
     tiling: Tiling
 
@@ -93,9 +95,24 @@ class VcrSource:
             region_images=np.zeros(len(regions), np.int32),
             meta={
                 "answers": [text for role, text in turns if role == "gpt"],
-                **{key: record[key] for key in ("correct_option", "category") if key in record},
+                **(self._scored(index) if "category" in record else {}),
             },
         )
+
+    def _scored(self, index: int) -> dict[str, Any]:
+        """What the metric `vcr` wants to know."""
+        record, place = self.records[index], {"file": self.file, "index": index}
+        for field, known in (("category", ("qa", "qar")), ("correct_option", tuple("ABCD"))):
+            if need(record, field, str, **place) not in known:
+                raise DataError(
+                    f"{record[field]!r:.60} is none of {', '.join(known)}",
+                    file=self.file,
+                    record=index,
+                    field=field,
+                    remedy="correct it, or drop the record and its pair",
+                )
+        kind, letter = record["category"], record["correct_option"]
+        return {"accepted": (letter,), "kinds": [kind], "group": self.pairs[index]}
 
     def _region(self, box: Any, index: int) -> UInt8[np.ndarray, "S S"]:
         if not are_numbers(box, 4):
@@ -150,4 +167,9 @@ def load(
       DataError: a missing or malformed file.
     """
     tiling = Tiling(image_mode, tile_size, max_tiles).for_regions
-    return VcrSource(annotations, read_records(annotations), pathlib.Path(image_root), tiling)
+    records, seen, pairs = read_records(annotations), collections.Counter[str](), []
+    for record in records:
+        category = str(record.get("category"))
+        pairs.append(seen[category])
+        seen[category] += 1
+    return VcrSource(annotations, records, pairs, pathlib.Path(image_root), tiling)

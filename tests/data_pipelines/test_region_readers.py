@@ -298,9 +298,19 @@ def test_vcr(folder):
     # Boxes include their end: 11 columns of 20, and a quarter that is cut at the border.
     assert example.regions[0, :, :11].all() and example.regions[0].sum() == 20 * 11
     assert example.regions[1, 10:, 15:].all() and example.regions[1].sum() == 10 * 5
-    assert (example.meta["correct_option"], example.meta["category"]) == ("A", "qa")
     listed = DATASETS["vcr"](**write(folder, [vcr("Given <regions>, why?", "A")]))[0]
-    assert listed.turns[0][1].count("<region>") == 2
+    assert listed.turns[0][1].count("<region>") == 2 and "accepted" not in listed.meta
+
+
+def test_vcr_pairs_answers_with_reasons(folder):
+    kinds = ("qa", "qa", "qar", "qa", "qar", "qar")
+    records = [
+        vcr("<regions>?", "A", category=kind, correct_option="ABCD"[n % 4]) for n, kind in enumerate(kinds)
+    ]
+    found = [example.meta for example in DATASETS["vcr"](**write(folder, records))]
+    assert [meta["group"] for meta in found] == [0, 1, 0, 2, 1, 2]
+    assert [meta["kinds"] for meta in found] == [[kind] for kind in kinds]
+    assert [meta["accepted"] for meta in found] == [(letter,) for letter in "ABCDAB"]
 
 
 def test_vcr_rounds(folder):
@@ -331,6 +341,10 @@ def test_vcr_regions_follow_the_text(folder):
         (vcr("Why is 1 near 3?", "a"), "speaks of object 3, there are 2"),
         (vcr("Why?", "a", objects=["person"]), "2 boxes for 1 objects"),
         (vcr("Why?", "a", boxes="none"), "field 'boxes': 'none' is a str"),
+        (vcr("<regions>?", "A", category="qb", correct_option="A"), "'qb' is none of qa, qar"),
+        (vcr("<regions>?", "A", category="qa", correct_option="AB"), "'AB' is none of A, B, C, D"),
+        (vcr("<regions>?", "A", category="qa", correct_option=0), "field 'correct_option': 0 is a"),
+        (vcr("<regions>?", "A", category="qa"), "field 'correct_option': the field is missing"),
         (vcr("Is 1 with 2?", "a", boxes=[[0, 0, 1, 1, 0.9]] * 2), "is not left, top, right, bottom"),
     ],
 )

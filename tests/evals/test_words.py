@@ -15,6 +15,7 @@ RIGHT = {
     "accuracy": ("No", Question(("no.",))),
     "circular": ("B", Question(("B",), "science", {"A": "red", "B": "blue"}, "7")),
     "choice": ("B. blue", Question(("B",), "science", {"A": "red", "B": "blue"})),
+    "vcr": ("B.", Question(("B",), "qa", group="0")),
     "pope": ("Yes.", Question(("yes",), "random")),
     "mme": ("Yes", Question(("Yes",), "count", group="1.jpg")),
     "recognition": ("Dog.", Question(("dog",))),
@@ -50,6 +51,15 @@ def test_options_turned_round():
     ]
     scores = EVALS["circular"](["B", "B", "It is red.", "blue"], asked)
     assert scores == {"circular": pytest.approx(2 / 3), "circular/art": 0.5}  # not the first
+
+
+def test_vcr_counts_answers_reasons_and_both():
+    asked = [
+        Question(("A",), kind, group=group)
+        for group, kind in (("0", "qa"), ("0", "qar"), ("1", "qa"), ("1", "qar"), ("2", "qa"))
+    ]
+    scores = EVALS["vcr"](["A", "A.", "A", "B", "C"], asked)
+    assert scores == {"vcr/qa": pytest.approx(2 / 3), "vcr/qar": 0.5, "vcr/both": 0.5}
 
 
 def test_pope_scores_clear_and_unclear_answers():

@@ -29,6 +29,7 @@ WORDS: dict[str, Metric] = {
     "relaxed": documents.relaxed(),
     "choice": choice.choice(),
     "circular": choice.circular(),
+    "vcr": choice.vcr(),
     "pope": yes_no.pope(),
     "mme": yes_no.mme(),
     "recognition": names.recognition(),

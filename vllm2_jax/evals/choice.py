@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multiple choice: ScienceQA, MMBench, SEED."""
+"""Multiple choice: ScienceQA, MMBench, SEED, VCR."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,6 +30,28 @@ def circular(name: str = "circular") -> Metric:
             turns.setdefault(group, []).append(right)
         kinds = {group: kind for kind, group, _ in records}
         return _shares(name, [(kinds[group], all(found)) for group, found in turns.items()])
+
+    return Metric(record, summarise)
+
+
+def vcr(name: str = "vcr") -> Metric:
+    """VCR: share of right answers (`qa`, Q->A in the paper), of reasons (`qar`, QA->R), of pairs of both.
+
+    `Question.kind` is "qa" or "qar", `Question.group` what an answer and its reason share. The first
+    character counts. The official code pairs lists that each process wrote, which can shift.
+    """
+
+    def record(answer: str, asked: Question) -> tuple[str, str, bool]:
+        return asked.kind, asked.group, parse_choice(answer, {}) == asked.answers[0]
+
+    def summarise(records: Sequence[tuple[str, str, bool]]) -> dict[str, float]:
+        kinds: dict[str, dict[str, bool]] = {"qa": {}, "qar": {}}
+        for kind, group, right in records:
+            kinds[kind][group] = right
+        answers, reasons = kinds.values()
+        pairs = {group: answers[group] and reasons[group] for group in answers.keys() & reasons.keys()}
+        found = {"qa": answers, "qar": reasons, "both": pairs}
+        return {f"{name}/{kind}": sum(hits.values()) / len(hits) for kind, hits in found.items() if hits}
 
     return Metric(record, summarise)
 
