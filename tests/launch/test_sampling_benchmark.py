@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs and estimates of the sampling benchmarks; how fast is for `python -m launch.benchmark` to say."""
 
+import argparse
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,6 +47,21 @@ def test_our_side_samples_the_inputs(monkeypatch):
         assert out.shape == (1, queries, 256)
         for gradient, name in zip(gradients, ("value", "locations", "weights"), strict=True):
             assert gradient.shape == arrays[name].shape
+
+
+def test_heads_on_several_devices_give_what_one_gives(monkeypatch):
+    monkeypatch.setattr(sampling, "LEVELS", ((4, 5), (2, 3)))
+    monkeypatch.setattr(sampling, "CELLS", 26)
+    arrays = sampling.inputs(26)
+    one, several = sampling.ours_on(sampling.sample, arrays, True)(), sampling.by_heads(arrays, True, 4)()
+    assert {len(x.sharding.device_set) for x in several} == {4}
+    for whole, split in zip(one, several, strict=True):
+        np.testing.assert_allclose(split, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_devices_have_to_divide_the_heads():
+    with pytest.raises(SystemExit, match="--devices 3: has to divide 8 heads"):
+        sampling.deformable(argparse.Namespace(devices=3, rounds=1))
 
 
 @pytest.mark.tpu_compile
