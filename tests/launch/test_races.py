@@ -105,7 +105,7 @@ def test_a_picture_fills_its_square_and_has_objects():
 def test_missing_peer_is_named(monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"needs torch: pip install -e '\.\[benchmark\]'"):
-        benchmark.BENCHMARKS[name](argparse.Namespace(pixels=0, rounds=1))
+        benchmark.BENCHMARKS[name](argparse.Namespace(pixels=0, devices=1, rounds=1))
 
 
 @pytest.mark.parametrize(
