@@ -60,6 +60,8 @@ def test_vcr_counts_answers_reasons_and_both():
     ]
     scores = EVALS["vcr"](["A", "A.", "A", "B", "C"], asked)
     assert scores == {"vcr/qa": pytest.approx(2 / 3), "vcr/qar": 0.5, "vcr/both": 0.5}
+    with pytest.raises(ValueError, match="'chat' is neither qa nor qar"):
+        EVALS["vcr"](["A"], [Question(("A",), "chat")])
 
 
 def test_pope_scores_clear_and_unclear_answers():

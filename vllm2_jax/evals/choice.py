@@ -42,6 +42,8 @@ def vcr(name: str = "vcr") -> Metric:
     """
 
     def record(answer: str, asked: Question) -> tuple[str, str, bool]:
+        if asked.kind not in ("qa", "qar"):
+            raise ValueError(f"{name}: {asked.kind!r} is neither qa nor qar; its records need a category")
         return asked.kind, asked.group, parse_choice(answer, {}) == asked.answers[0]
 
     def summarise(records: Sequence[tuple[str, str, bool]]) -> dict[str, float]:
